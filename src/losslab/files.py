@@ -1,0 +1,34 @@
+"""Writing to disk so that a file is either the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from losslab.errors import LosslabError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` through a temporary file in the same folder, which is made if missing.
+
+    The bytes reach the disk before the name does (fsync, then rename), so a process killed at any moment
+    leaves the previous file or the whole new one.
+
+    Raises:
+        LosslabError: The folder cannot be written to, or the disk is full; the previous file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise LosslabError(
+            f"cannot write {path} ({error.strerror or error}): free some space, or choose another folder"
+        ) from error

@@ -1,0 +1,54 @@
+"""The update rules: optimizers as values.
+
+A `Rule` holds hyperparameters and no state. ``rule.init(weights)`` makes the state and
+``rule.update(gradients, state, weights, step)`` returns new weights and new state for N networks at once:
+weights are name -> tensor ``[N, ...]``, and any hyperparameter is one number, one number a member, or a
+function of the step (`schedules`). Each family writes its equation once, from its source, with every form of
+it that goes by the same name as a variant. `make` finds a rule by name, `stepper` gives the in-place update
+through torch's fused kernels, and ``rule.as_torch(parameters)`` is a `torch.optim.Optimizer`.
+"""
+
+from __future__ import annotations
+
+from losslab.rules import schedules
+from losslab.rules.adagrad import AdaGrad, FullAdaGrad
+from losslab.rules.adam import Adam, AdaMax, AdamNC, AMSGrad
+from losslab.rules.adapter import TorchOptimizer
+from losslab.rules.descent import GD, SGD
+from losslab.rules.fused import Stepper, stepper
+from losslab.rules.momentum import Momentum, Nesterov
+from losslab.rules.newton import Newton
+from losslab.rules.registry import RULES, Page, make, page, table
+from losslab.rules.rmsprop import RMSProp
+from losslab.rules.rule import Curvature, Hyper, Rule, Schedule, State, Weights, member_norm
+
+__all__ = [
+    "GD",
+    "RULES",
+    "SGD",
+    "AMSGrad",
+    "AdaGrad",
+    "AdaMax",
+    "Adam",
+    "AdamNC",
+    "Curvature",
+    "FullAdaGrad",
+    "Hyper",
+    "Momentum",
+    "Nesterov",
+    "Newton",
+    "Page",
+    "RMSProp",
+    "Rule",
+    "Schedule",
+    "State",
+    "Stepper",
+    "TorchOptimizer",
+    "Weights",
+    "make",
+    "member_norm",
+    "page",
+    "schedules",
+    "stepper",
+    "table",
+]

@@ -1,0 +1,201 @@
+"""Any rule as a ``torch.optim.Optimizer``, for ordinary modules and ordinary training loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from losslab.errors import LosslabError
+from losslab.rules.fused import Stepper, stepper
+from losslab.rules.rule import Rule
+
+
+class TorchOptimizer(torch.optim.Optimizer):
+    """A rule that updates ``p`` from ``p.grad``, with torch's parameter groups and state-dict keys.
+
+    ``optimizer.state[p]`` holds ``step`` and the rule's slots under the names torch uses for the same
+    quantities (``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``, ``momentum_buffer``, ``square_avg``, ``sum``,
+    ...). Hyperparameters stand in ``param_groups`` and may differ between groups or be changed by
+    torch's learning-rate schedulers; one that the rule gives as a schedule is written there at every step.
+
+    Unlike torch's optimizers this one never writes to ``p.grad``, and ``load_state_dict`` leaves the state
+    in the dtype it was saved in (torch casts float32 moments of bfloat16 weights to bfloat16). A parameter
+    without a gradient is skipped and its own step count stands still, as in torch. A group counts as one
+    network: clipping takes the norm of the group's whole gradient. The matrix of a rule over the whole vector
+    is kept with the first parameter of its group.
+
+    Args:
+        params: Parameters, or groups of them: ``[{"params": ..., "lr": 0.1}, ...]``.
+        rule: The rule, its hyperparameters single values.
+
+    Raises:
+        LosslabError: The rule needs a Hessian, or has one value a member for several members.
+
+    Example:
+        >>> from losslab.rules import Adam
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = TorchOptimizer([weight], Adam(lr=0.1))
+        >>> (3 * weight).sum().backward()
+        >>> optimizer.step()
+        >>> weight.data, list(optimizer.state[weight])
+        (tensor([0.9000]), ['step', 'exp_avg', 'exp_avg_sq'])
+    """
+
+    def __init__(self, params: Iterable[Any], rule: Rule) -> None:
+        if rule.needs_curvature:
+            raise LosslabError(
+                f"{rule.name} needs the Hessian, which an optimizer is not given: "
+                "call rule.update with curvature=, or train a population"
+            )
+        rule.check_members(1)
+        self.rule = rule
+        self._made: dict[int, tuple[dict[str, Any], Rule, Stepper | None]] = {}
+        values = vars(rule.at(0))
+        super().__init__(params, {n: v.item() if isinstance(v, Tensor) else v for n, v in values.items()})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Torch's state and the rule; kernels' buffers are made anew."""
+        return {**super().__getstate__(), "rule": self.rule}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The counterpart of ``__getstate__``."""
+        self._made = {}
+        super().__setstate__(state)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Torch's, with the group's hyperparameters checked."""
+        super().add_param_group(param_group)
+        self._rule_of(self.param_groups[-1])
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient.
+
+        Args:
+            closure: Evaluates the model and returns the loss, called before the update.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            LosslabError: A gradient is sparse, or a weight complex.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            rule, fast = self._rule_of(group)
+            cohorts: dict[int, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    cohorts.setdefault(self._steps(p), []).append(p)
+            for step, params in cohorts.items():
+                self._advance(group, rule, fast, params, step)
+        return loss
+
+    def _rule_of(self, group: dict[str, Any]) -> tuple[Rule, Stepper | None]:
+        """The rule with this group's values, and its kernel; made anew when a value has changed."""
+        made = self._made.get(id(group))
+        values = {n: group[n] for n in self.defaults if not callable(getattr(self.rule, n))}
+        values = {n: v.tolist() if isinstance(v, Tensor) else v for n, v in values.items()}
+        if made is None or made[0] != values:
+            rule = self.rule.replace(**values)
+            rule.check_members(1)
+            made = (values, rule, stepper(rule) if rule.members() is None else None)
+            self._made[id(group)] = made
+        return made[1], made[2]
+
+    def _steps(self, p: Tensor) -> int:
+        if p.grad is not None and (p.grad.is_sparse or p.is_complex()):
+            kind = "sparse" if p.grad.is_sparse else "complex"
+            raise LosslabError(
+                f"{self.rule.name} got a {kind} gradient, it wants dense real ones: use torch.optim"
+            )
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+        return int(state["step"])
+
+    def _advance(
+        self, group: dict[str, Any], rule: Rule, fast: Stepper | None, params: list[Tensor], step: int
+    ) -> None:
+        h = rule.at(step)
+        for name, value in vars(h).items():
+            if callable(getattr(rule, name)):
+                group[name] = value
+        keys = [rule.torch_names.get(slot, slot) for slot in rule.slots()]
+        holders = [self.state[p] for p in (params[:1] if rule.whole_vector else params)]
+        if keys and keys[-1] not in holders[0]:
+            start = rule.init(_stacked(params))
+            for slot, key in zip(rule.slots(), keys, strict=True):
+                for state, tensor in zip(holders, start[slot].values(), strict=True):
+                    state.setdefault(key, tensor.squeeze(0))
+        slots = [[state[key] for state in holders] for key in keys]
+        grads: list[Any] = [p.grad for p in params]
+        if fast is not None and _uniform(params, grads, *slots):
+            fast.apply(params, grads, slots, h, step + 1)
+        else:
+            _general(rule, params, grads, slots, step)
+        torch._foreach_add_([self.state[p]["step"] for p in params], 1.0)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Torch's, but the state keeps the dtype it was saved in.
+
+        A state dict of the torch optimizer that this rule equals may be loaded too; hyperparameters that its
+        groups do not have under the names used here (``betas``) stay as they are.
+
+        Raises:
+            LosslabError: The state is not this rule's.
+        """
+        wanted = {"step"} | {self.rule.torch_names.get(slot, slot) for slot in self.rule.slots()}
+        for held in state_dict["state"].values():
+            if not (set(held) == wanted or (self.rule.whole_vector and set(held) == {"step"})):
+                raise LosslabError(
+                    f"the saved state holds {', '.join(sorted(held))}, {self.rule.name} keeps "
+                    f"{', '.join(sorted(wanted))}: load it into the optimizer that saved it"
+                )
+        before = self.param_groups
+        super().load_state_dict(dict(state_dict))
+        for old, new in zip(before, self.param_groups, strict=True):
+            for name in self.defaults:
+                new.setdefault(name, old[name])
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        mine = chain.from_iterable(group["params"] for group in self.param_groups)
+        for index, p in zip(saved, mine, strict=True):
+            for key, value in state_dict["state"].get(index, {}).items():
+                if self.state[p][key].dtype != value.dtype:
+                    self.state[p][key] = value.detach().to(p.device, copy=True)
+
+
+def _uniform(first: list[Tensor], *others: list[Tensor]) -> bool:
+    """Whether a kernel may run over these tensors as flat memory."""
+    dtype, device = first[0].dtype, first[0].device
+    return all(
+        t.dtype == dtype and t.device == device and t.is_contiguous() for ts in (first, *others) for t in ts
+    )
+
+
+def _stacked(tensors: list[Tensor]) -> dict[str, Tensor]:
+    return {str(i): t.detach().unsqueeze(0) for i, t in enumerate(tensors)}
+
+
+def _general(
+    rule: Rule, params: list[Tensor], grads: list[Tensor], slots: list[list[Tensor]], step: int
+) -> None:
+    """One pure update of a stack of one, copied back."""
+    weights, names = _stacked(params), [""] if rule.whole_vector else [str(i) for i in range(len(params))]
+    state = {
+        slot: {n: t.unsqueeze(0) for n, t in zip(names, tensors, strict=True)}
+        for slot, tensors in zip(rule.slots(), slots, strict=True)
+    }
+    new, kept = rule.update(_stacked(grads), state, weights, step)
+    for name, p in weights.items():
+        p.copy_(new[name])
+    for slot, tensors in state.items():
+        for name, tensor in tensors.items():
+            tensor.copy_(kept[slot][name])

@@ -1,0 +1,238 @@
+"""One pass over memory for the rules that torch has a fused kernel for: same numbers, in place.
+
+An update written as tensor arithmetic reads and writes the weights a dozen times. Torch's fused kernels do
+it once, but take one rate for everything; here they serve members that differ, and rules they were not
+written for: Adam's kernel at step "infinity" has no bias correction, and with beta1 = 0 it is RMSProp.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from losslab.rules.adagrad import AdaGrad
+from losslab.rules.adam import Adam, AMSGrad
+from losslab.rules.descent import GD, SGD
+from losslab.rules.momentum import Momentum, Nesterov
+from losslab.rules.rmsprop import RMSProp
+from losslab.rules.rule import Coefficients, Rule, State, Weights, _nonzero, cast
+
+SLICED_FROM = 32768
+"""Weights a member from which one kernel call a member beats one call on all and a scaled add."""
+
+INFINITY = 1e30
+"""A step count at which every correction ``1 - beta^t`` is exactly 1; finite, and a float32."""
+
+
+def stepper(rule: Rule) -> Stepper | None:
+    """An in-place update equal to ``rule.update`` up to rounding, or None where there is no kernel for it.
+
+    Example:
+        >>> rule, w = SGD(lr=0.5), {"x": torch.ones(1, 2)}
+        >>> step = stepper(rule)
+        >>> step({"x": torch.ones(1, 2)}, rule.init(w), w, 0)
+        >>> w["x"]
+        tensor([[0.5000, 0.5000]])
+    """
+    if rule.clip is not None or rule.box is not None:
+        return None
+    for kind in (_Descending, _Summing, _Averaging):
+        if kind.serves(rule):
+            return kind(rule)
+    return None
+
+
+class Stepper:
+    """Changes weights and state in place; gradients are left as they are.
+
+    Tensors must be contiguous, on one device and of one dtype. Members whose hyperparameters differ take one
+    of two ways, whichever is faster: one kernel call with rate 1 into a zero buffer, then one scaled add; or
+    one kernel call a member on slices of the stacks.
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.buffers: list[Tensor] = []
+        self.views: tuple[tuple[int, ...], list[list[Tensor]]] | None = None
+
+    @staticmethod
+    def serves(rule: Rule) -> bool:
+        """Whether this kernel computes that rule."""
+        raise NotImplementedError
+
+    def kernel(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
+        """The update where every hyperparameter is a float and the decay has been done."""
+        raise NotImplementedError
+
+    def __call__(self, gradients: Weights, state: State, weights: Weights, step: int) -> None:
+        """One update of stacked tensors, ``step`` 0 at the first."""
+        if not weights:
+            return
+        h = self.rule.at(step, next(iter(weights.values())).device)
+        g = [gradients[n] for n in weights]
+        slots = [[state[slot][n] for n in weights] for slot in self.rule.slots()]
+        self.apply(list(weights.values()), g, slots, h, step + 1)
+
+    @torch.no_grad()
+    def apply(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
+        """The same on lists: weights, gradients, state by slot; of any shape where ``h`` is all floats."""
+        if _nonzero(h.weight_decay):
+            g = self._decay(x, g, h)
+        varying = {name for name, value in vars(h).items() if isinstance(value, Tensor)} - {"weight_decay"}
+        if not varying:
+            self.kernel(x, g, slots, h, t)
+        elif varying == {"lr"} and sum(w.numel() for w in x) < SLICED_FROM * x[0].shape[0]:
+            self._buffered(x, g, slots, h, t)
+        else:
+            self._sliced(x, g, slots, h, t)
+
+    def _decay(self, x: list[Tensor], g: list[Tensor], h: Any) -> list[Tensor]:
+        if self.rule.decay == "l2":
+            return [gi + cast(h.weight_decay, gi) * xi for gi, xi in zip(g, x, strict=True)]
+        for xi in x:
+            xi.mul_(cast(1 - h.lr * h.weight_decay, xi))
+        return g
+
+    def _buffered(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
+        self.buffers = _like(self.buffers, x)
+        torch._foreach_zero_(self.buffers)
+        self.kernel(self.buffers, g, slots, Coefficients({**vars(h), "lr": 1.0}), t)
+        for xi, direction in zip(x, self.buffers, strict=True):
+            xi.addcmul_(direction, cast(h.lr, xi))
+
+    def _sliced(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
+        identity = tuple(tensor.data_ptr() for tensors in (x, *slots) for tensor in tensors)
+        if self.views is None or self.views[0] != identity:
+            self.views = (
+                identity,
+                [[t for w in tensors for t in w.detach().unbind(0)] for tensors in (x, *slots)],
+            )
+        fixed = self.views[1]
+        moving = [t for w in g for t in w.unbind(0)]
+        members = x[0].shape[0]
+        table = {n: v.tolist() if isinstance(v, Tensor) else [v] * members for n, v in vars(h).items()}
+        for i, values in enumerate(zip(*table.values(), strict=True)):
+            mine = [tensors[i::members] for tensors in fixed]
+            self.kernel(
+                mine[0], moving[i::members], mine[1:], Coefficients(dict(zip(table, values, strict=True))), t
+            )
+
+
+class _Averaging(Stepper):
+    """Adam, AMSGrad and RMSProp by ``torch._fused_adam_``."""
+
+    def __init__(self, rule: Rule) -> None:
+        super().__init__(rule)
+        self.clock: Tensor | None = None
+        self.scratch: list[Tensor] = []
+
+    @staticmethod
+    def serves(rule: Rule) -> bool:
+        """Denominators of the form ``sqrt(v) + eps``, with torch's corrections or with none."""
+        if type(rule) is RMSProp:
+            return rule.variant != "inside" and not rule.centred and not rule.rolling
+        if type(rule) is Adam:
+            return isinstance(rule.eps_root, float) and rule.eps_root == 0.0
+        return type(rule) is AMSGrad and rule.variant != "optax"
+
+    def apply(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
+        """As in the base, with the kernel's clock set and its names for RMSProp's decay."""
+        variant = getattr(self.rule, "variant", "")
+        values = dict(vars(h))
+        if isinstance(self.rule, RMSProp):
+            self.scratch = _like(self.scratch, x)
+            slots = [self.scratch, *slots]
+            values |= {"beta1": 0.0, "beta2": values.pop("beta")}
+        if variant == "lecture":
+            values["eps"] = 0.0
+        if self.clock is None or self.clock.device != x[0].device:
+            self.clock = torch.zeros((), device=x[0].device)
+        self.clock.fill_(t if variant in ("kingma-ba", "torch") else INFINITY)
+        super().apply(x, g, slots, Coefficients(values), t)
+
+    def kernel(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
+        """One call for all tensors."""
+        assert self.clock is not None
+        torch._fused_adam_(
+            x,
+            g,
+            slots[0],
+            slots[1],
+            slots[2] if len(slots) > 2 else [],
+            [self.clock] * len(x),
+            lr=h.lr,
+            beta1=h.beta1,
+            beta2=h.beta2,
+            weight_decay=0.0,
+            eps=h.eps,
+            amsgrad=len(slots) > 2,
+            maximize=False,
+        )
+
+
+class _Summing(Stepper):
+    """AdaGrad by ``torch._fused_adagrad_``; by arithmetic off the CPU, where older torch has no kernel."""
+
+    clock = torch.ones(())
+
+    @staticmethod
+    def serves(rule: Rule) -> bool:
+        """Mirror descent without a penalty."""
+        return type(rule) is AdaGrad and rule.variant == "mirror" and not rule.penalised
+
+    def kernel(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
+        """One call for all tensors."""
+        if x[0].is_cpu:
+            clocks = [self.clock] * len(x)
+            torch._fused_adagrad_(
+                x, g, slots[0], clocks, lr=h.lr, lr_decay=0.0, weight_decay=0.0, eps=h.eps, maximize=False
+            )
+            return
+        torch._foreach_addcmul_(slots[0], g, g)
+        scale = torch._foreach_sqrt(slots[0])
+        torch._foreach_add_(scale, h.eps)
+        torch._foreach_addcdiv_(x, g, scale, -h.lr)
+
+
+class _Descending(Stepper):
+    """Plain descent by one scaled add, momentum by ``torch._fused_sgd_``."""
+
+    @staticmethod
+    def serves(rule: Rule) -> bool:
+        """The forms whose rate stands outside of the sum."""
+        if type(rule) in (GD, SGD):
+            return True
+        return type(rule) in (Momentum, Nesterov) and rule.slots() == ("b",)
+
+    def kernel(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
+        """One call for all tensors."""
+        if not slots:
+            torch._foreach_add_(x, g, alpha=-h.lr)
+            return
+        torch._fused_sgd_(
+            x,
+            g,
+            slots[0],
+            weight_decay=0.0,
+            momentum=max(h.beta, 1e-300),  # at 0 the kernel would leave the buffer as it was
+            lr=h.lr,
+            dampening=getattr(h, "dampening", 0.0),
+            nesterov=isinstance(self.rule, Nesterov),
+            maximize=False,
+            is_first_step=t == 1,
+        )
+
+    def _buffered(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
+        if slots:
+            super()._buffered(x, g, slots, h, t)
+            return
+        for xi, gi in zip(x, g, strict=True):
+            xi.addcmul_(gi, cast(-h.lr, xi))
+
+
+def _like(buffers: list[Tensor], x: list[Tensor]) -> list[Tensor]:
+    if [(b.shape, b.dtype, b.device) for b in buffers] == [(w.shape, w.dtype, w.device) for w in x]:
+        return buffers
+    return [torch.zeros_like(w, requires_grad=False) for w in x]

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from losslab.errors import LosslabError
+from losslab.tasks import Data, Task, build, check, digits_task, function_task, mlp, rosenbrock, supervised
+
+X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(40) % 4
+
+
+def classify(**changes: object) -> Task:
+    return supervised(lambda: nn.Linear(3, 4), (X, Y)).replace(**changes)
+
+
+def mean_output(model: nn.Module, batch: object) -> torch.Tensor:
+    return model(batch[0]).mean()  # type: ignore[index]
+
+
+def fail(error: Exception) -> Callable[..., object]:
+    def function(*_: object) -> object:
+        raise error
+
+    return function
+
+
+def test_supervised_is_the_criterion_and_the_share_of_right_answers() -> None:
+    task = supervised(lambda: nn.Linear(3, 4), (X, Y), test=(X[:5], Y[:5]), name="mine")
+    model = build(task)
+    batch = task.train.all()
+    assert torch.equal(task.loss(model, batch), F.cross_entropy(model(X), Y))
+    right = sum(int(row.argmax()) == label for row, label in zip(model(X), Y.tolist(), strict=True))
+    assert task.metrics(model, batch)["accuracy"].item() == pytest.approx(right / 40)
+    assert (task.name, len(task.test), task.validation) == ("mine", 5, None)
+
+
+def test_supervised_has_no_accuracy_without_classes() -> None:
+    assert supervised(lambda: nn.Linear(3, 3), (X, X), criterion=F.mse_loss).metrics is None
+    assert supervised(lambda: nn.Linear(3, 3), (X, torch.ones(40, 1, dtype=torch.int64))).metrics is None
+
+
+def test_loss_and_metrics_run_stacked() -> None:
+    task = digits_task(mlp(64, 8, 10, activation="lecun_tanh"))
+    models = [build(task) for _ in range(3)]
+    batch = task.train.take(torch.arange(20))
+    weights, _ = torch.func.stack_module_state(models)
+    shell = copy.deepcopy(models[0])
+
+    class Bound(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = shell
+
+        def forward(self, what: Callable[..., torch.Tensor]) -> torch.Tensor:
+            return what(self.inner, batch)
+
+    bound = Bound()
+    for what in (task.loss, lambda model, b: task.metrics(model, b)["accuracy"]):
+        alone = torch.stack([what(model, batch) for model in models])
+        named = {f"inner.{key}": value for key, value in weights.items()}
+        stacked = torch.func.vmap(lambda w, f=what: torch.func.functional_call(bound, w, (f,)))(named)
+        torch.testing.assert_close(stacked, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_replace_converts_and_leaves_the_first_task() -> None:
+    task = classify()
+    other = task.replace(name="other", test=(X[:2], Y[:2]))
+    assert isinstance(other.test, Data)
+    assert (task.name, other.name, task.test) == ("task", "other", None)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: classify(model=nn.Linear(3, 4)), "model is one Linear, and each seed needs its own"),
+        (lambda: classify(model="mlp"), "model is a str, a function was wanted"),
+        (lambda: classify(loss=3), "loss is a int, a function was wanted"),
+        (lambda: classify(metrics={}), "metrics is a dict, a function was wanted"),
+        (lambda: classify(train=(X, Y[:3])), "disagree on the number of examples"),
+        (lambda: classify(test="x"), "data is a str"),
+        (lambda: supervised(lambda: nn.Linear(3, 4), X), "supervised data are pairs"),
+        (
+            lambda: supervised(lambda: nn.Linear(3, 4), (X, Y, Y)),
+            "supervised data are pairs .* tuple of 3 tensors",
+        ),
+    ],
+)
+def test_bad_tasks(make: Callable[[], Task], message: str) -> None:
+    with pytest.raises(LosslabError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (fail(KeyError("hidden")), "the model of 'task' raised KeyError: 'hidden'"),
+        (fail(LosslabError("told already")), "^told already$"),
+        (lambda: 3, "the model of 'task' built a int"),
+        (lambda: None, "the model of 'task' built a NoneType"),
+        (lambda: nn.LazyLinear(4), "has lazy layers without weights yet"),
+    ],
+)
+def test_bad_factories(model: Callable[[], object], message: str) -> None:
+    with pytest.raises(LosslabError, match=message):
+        build(classify(model=model))
+
+
+LABELS_FAR = torch.cat([Y[:35], torch.tensor([9, 1, 1, 1, 1])])
+LABELS_NEGATIVE = torch.cat([Y[:39], torch.tensor([-1])])
+TOKENS_FAR = torch.cat([torch.zeros(39, 2, dtype=torch.int64), torch.tensor([[0, 8]])])
+
+BAD = {
+    "raises": (classify(loss=fail(RuntimeError("shapes\nand more"))), "raised RuntimeError: shapes: mend it"),
+    "raises without words": (classify(loss=fail(ZeroDivisionError())), "raised ZeroDivisionError: mend it"),
+    "dtypes": (
+        classify(train=(X.double(), Y)),
+        "raised RuntimeError: mat1 and mat2 must have the same dtype",
+    ),
+    "a number": (classify(loss=lambda m, b: mean_output(m, b).item()), "is a float, not a tensor"),
+    "nothing": (classify(loss=lambda m, b: None), "is a NoneType, not a tensor"),
+    "a vector": (classify(loss=lambda m, b: m(b[0])[:5].sum(1)), r"has shape \(5,\), not a scalar"),
+    "whole": (
+        classify(loss=lambda m, b: (m(b[0]).argmax(1) == b[1]).sum()),
+        "is torch.int64, not floating-point",
+    ),
+    "nan": (classify(loss=lambda m, b: mean_output(m, b) * float("nan")), "is nan at the start"),
+    "inf": (classify(loss=lambda m, b: mean_output(m, b) + float("inf")), "is inf at the start"),
+    "bad data": (classify(train=(X / 0, Y)), "is nan at the start, not a finite number: look for bad values"),
+    "detached": (classify(loss=lambda m, b: mean_output(m, b).detach()), "does not depend on the weights"),
+    "labels": (
+        classify(train=(X, Y + 1)),
+        "run from 1 to 4 and the model has 4 outputs, for labels from 0 to 3: give the",
+    ),
+    "a far label": (classify(train=(X, LABELS_FAR)), "run from 0 to 9 and the model has 4 outputs"),
+    "a negative label": (
+        classify(train=(X, LABELS_NEGATIVE)),
+        "run from -1 to 3 and the model has 4 outputs",
+    ),
+    "a far token": (
+        Task(lambda: nn.Embedding(8, 2), lambda m, b: m(b).mean(), TOKENS_FAR),
+        "raised IndexError: index out of range in self: give indices within the range of the model",
+    ),
+    "metrics raise": (
+        classify(metrics=fail(TypeError("odd"))),
+        "the metrics of 'task' raised TypeError: odd",
+    ),
+    "metrics": (classify(metrics=lambda m, b: 3), "the metrics of 'task' are a int: return a dict"),
+    "a metric": (classify(metrics=lambda m, b: {"a": m(b[0])[:2]}), r"hold 'a' of shape \(2, 4\)"),
+    "a metric's type": (classify(metrics=lambda m, b: {"a": 0.5}), "hold 'a' of type float"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_check_refuses(name: str) -> None:
+    task, message = BAD[name]
+    with pytest.raises(LosslabError, match=message) as caught:
+        check(task, build(task))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [classify(), classify(train=(X[:1], Y[:1])), digits_task(), function_task(rosenbrock)],
+    ids=["classes", "one example", "digits", "no data"],
+)
+def test_check_passes(task: Task) -> None:
+    check(task, build(task))
+
+
+def test_check_leaves_no_trace() -> None:
+    task = digits_task(mlp(64, 16, 10, batch_norm=True, dropout=0.5))
+    module = build(task)
+    before = copy.deepcopy(module.state_dict())
+    random = torch.get_rng_state()
+    check(task, module)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert not module._forward_hooks
+    assert module.training
