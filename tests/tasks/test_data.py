@@ -5,7 +5,7 @@ from collections import OrderedDict, UserDict, namedtuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import (
     BatchSampler,
@@ -56,11 +56,13 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
+@settings(deadline=None)
 @given(nests(3))
 def test_map_nest_with_the_identity_gives_the_nest_back(nest: object) -> None:
     assert same(map_nest(lambda leaf: leaf, nest), nest)
 
 
+@settings(deadline=None)
 @given(nests(3))
 def test_map_nest_composes(nest: object) -> None:
     once = map_nest(lambda leaf: (leaf + 1) * 2, nest)
@@ -68,6 +70,7 @@ def test_map_nest_composes(nest: object) -> None:
     assert same(once, twice)
 
 
+@settings(deadline=None)
 @given(nests(2))
 def test_map_nest_zips_its_nests(nest: object) -> None:
     tripled = map_nest(lambda a, b, c: a + b + c, nest, nest, nest)
@@ -97,6 +100,7 @@ def test_map_nest_refuses_other_structures(nest: object, other: object) -> None:
         map_nest(torch.add, nest, other)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_take_is_indexing(data: st.DataObject) -> None:
     n = data.draw(st.integers(1, 6))
@@ -116,6 +120,7 @@ def test_take_is_contiguous_for_a_transposed_source() -> None:
     assert torch.equal(taken, x[[3, 0]])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(0, 12).filter(bool))
 def test_head_and_len(n: int, k: int) -> None:
     data = Data.of({"x": torch.arange(n), "y": torch.arange(2.0 * n).view(n, 2)})

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from losslab.errors import LosslabError
@@ -100,6 +100,7 @@ def tube_oracle(x: list[float], L: float, gamma: float, tau: float) -> float:
     return value + g1(a[i]) + g2(a[i]) * following**2 + rest
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 5).flatmap(lambda d: st.tuples(st.just(d), st.integers(0, d))),
     st.lists(st.floats(0, 1), min_size=5, max_size=5),

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -77,6 +77,7 @@ def test_each_model_runs_stacked(factory: Factory) -> None:
     torch.testing.assert_close(stacked, alone, rtol=1e-4, atol=1e-5)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 6), min_size=2, max_size=5), st.sampled_from(sorted(ACTIVATIONS)), st.booleans()
 )

@@ -1,8 +1,8 @@
 """The engine: a stack of points evaluated on a stream of data.
 
 Everything losslab does to many networks at once goes through here: `Points` holds their weights, `Execution`
-runs their code (hand-batched operations, vmap, or a loop, equal to rounding), `Batches` and `randomness` make
-every draw a pure function of a member's seed, `train` trains a `Population`, and `checkpoints` put it on disk.
+runs their code (hand-batched operations, vmap, or a loop, equal to rounding), `Batches` and `randomness`
+make every draw a pure function of a member's seed, `train` trains a `Population`, `checkpoints` keep it.
 """
 
 from __future__ import annotations

@@ -1,27 +1,75 @@
-"""Three ways to run a network's code for N members: the table, vmap, a loop. Equal to rounding.
+"""The ways to run a network's code for N members: tape, table, vmap, loop. Equal to rounding.
 
-Each takes ``fn(module, batch)``, a loss or a set of metrics, and returns its value for every member, stacked.
-Buffers are advanced in place when training; whoever wants them kept passes copies.
+Each takes ``fn(module, batch)``, a loss or a set of metrics, and a `Stand`: where the members stand and what
+they look at. Buffers are advanced in place when training; whoever wants them kept passes copies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from losslab.engine import table as _table  # noqa: F401  (fills the table of operations)
+from losslab.engine import table, table_layers, tape  # noqa: F401  (the tables fill themselves)
 from losslab.engine.points import Stack
 from losslab.engine.randomness import MemberRandom
 from losslab.engine.stacked import NotInTable, Stacked
+from losslab.engine.tape import Node
 from losslab.engine.template import Template
 from losslab.tasks import Batch
 from losslab.tasks.nest import leaves, map_nest
 
 Function = Callable[[nn.Module, Batch], Any]
+
+
+@dataclass
+class Stand:
+    """Where N members stand and what they look at.
+
+    Args:
+        weights: Name -> ``[N, ...]``.
+        buffers: Name -> ``[N, ...]``.
+        batch: The examples: one batch for all, or a batch a member.
+        private: Whether every member has its own batch; its tensors then have a leading axis N.
+        keys: One key a member ``[N]``, for the random draws of this call.
+    """
+
+    weights: Stack
+    buffers: Stack
+    batch: Batch
+    private: bool
+    keys: Tensor
+
+    @property
+    def members(self) -> int:
+        """N."""
+        return self.keys.shape[0]
+
+    @property
+    def examples(self) -> int:
+        """Examples a member looks at; 1 where there is no data."""
+        tensors = leaves(self.batch)
+        return tensors[0].shape[1 if self.private else 0] if tensors else 1
+
+    def rows(self, rows: slice) -> Stand:
+        """Some of the members: views."""
+        return Stand(
+            {n: w[rows] for n, w in self.weights.items()},
+            {n: b[rows] for n, b in self.buffers.items()},
+            map_nest(lambda t: t[rows], self.batch) if self.private else self.batch,
+            self.private,
+            self.keys[rows],
+        )
+
+    def sheltered(self) -> Stand:
+        """The same with copies of the buffers, so that they stay as they are."""
+        return Stand(
+            self.weights, {n: b.clone() for n, b in self.buffers.items()}, self.batch, self.private, self.keys
+        )
 
 
 class Backend:
@@ -38,50 +86,45 @@ class Backend:
     def __init__(self, template: Template, draws: bool = True, global_draws: bool = False) -> None:
         self.template, self.draws, self.global_draws = template, draws, global_draws
 
-    def run(
-        self, fn: Function, weights: Stack, buffers: Stack, batch: Batch, private: bool, keys: Tensor, training: bool
-    ) -> Any:
+    def run(self, fn: Function, at: Stand, training: bool) -> Any:
         """``fn`` at every member: a tensor ``[N, ...]`` or a dict of them, differentiable in the weights.
 
         Args:
             fn: A loss or metrics.
-            weights: Name -> ``[N, ...]``.
-            buffers: Name -> ``[N, ...]``; advanced in place when training.
-            batch: The examples: one batch for all, or a batch a member (``private``, leading axis N).
-            private: Whether every member has its own batch.
-            keys: One key a member ``[N]`` for the random draws of this call.
+            at: The members; their buffers are advanced in place when training.
             training: Whether dropout and batch norm act as in training.
         """
         raise NotImplementedError
 
-    def gradients(
-        self, fn: Function, weights: Stack, buffers: Stack, batch: Batch, private: bool, keys: Tensor
-    ) -> tuple[Tensor, Stack]:
-        """Each member's loss ``[N]`` and the gradient with respect to its own weights."""
-        leaf = {n: w.detach().requires_grad_() for n, w in weights.items()}
-        losses = self.run(fn, leaf, buffers, batch, private, keys, training=True)
+    def gradients(self, fn: Function, at: Stand) -> tuple[Tensor, Stack]:
+        """Each member's loss ``[N]`` in training mode and the gradient with respect to its own weights."""
+        leaf = {n: w.detach().requires_grad_() for n, w in at.weights.items()}
+        losses = self.run(fn, Stand(leaf, at.buffers, at.batch, at.private, at.keys), training=True)
         grads = torch.autograd.grad(losses.sum(), list(leaf.values()), allow_unused=True)
         return losses.detach(), {
             n: torch.zeros_like(w) if g is None else g
-            for (n, w), g in zip(weights.items(), grads, strict=True)
+            for (n, w), g in zip(at.weights.items(), grads, strict=True)
         }
 
-    def _randomness(self, keys: Tensor, training: bool, wrap: Any = lambda t: t) -> AbstractContextManager[Any]:
+    def _randomness(
+        self, keys: Tensor, training: bool, wrap: Callable[[Tensor], Any] = lambda t: t
+    ) -> AbstractContextManager[Any]:
         return MemberRandom(keys, wrap) if self.draws and training else nullcontext()
 
 
 class TableBackend(Backend):
-    """All members by hand-batched operations."""
+    """All members by hand-batched operations, differentiated by torch."""
 
     name = "table"
 
-    def run(
-        self, fn: Function, weights: Stack, buffers: Stack, batch: Batch, private: bool, keys: Tensor, training: bool
-    ) -> Any:
+    def run(self, fn: Function, at: Stand, training: bool) -> Any:
         """Runs the network's code once, on `Stacked` values."""
-        values = {n: Stacked(t) for n, t in (*weights.items(), *buffers.items())}
-        given = map_nest(Stacked, batch) if private else batch
-        with self.template.holding(values, training) as module, self._randomness(keys, training, Stacked):
+        values = {n: Stacked(t) for n, t in (*at.weights.items(), *at.buffers.items())}
+        given = map_nest(Stacked, at.batch) if at.private else at.batch
+        with (
+            self.template.holding(values, training) as module,
+            self._randomness(at.keys, training, Stacked),
+        ):
             result = fn(module, given)
         if isinstance(result, dict):
             return {name: _unwrapped(value) for name, value in result.items()}
@@ -94,31 +137,51 @@ def _unwrapped(value: Any) -> Tensor:
     return value.data
 
 
+class TapeBackend(TableBackend):
+    """Gradients by the tape of hand-batched operations; everything else as the table does it."""
+
+    name = "tape"
+
+    def gradients(self, fn: Function, at: Stand) -> tuple[Tensor, Stack]:
+        """Runs the network's code on `Node` values and plays the tape back."""
+        leaf = {n: Node(w.detach()) for n, w in at.weights.items()}
+        values: dict[str, Stacked] = {**leaf, **{n: Stacked(b) for n, b in at.buffers.items()}}
+        given = map_nest(Stacked, at.batch) if at.private else at.batch
+        with torch.no_grad(), self.template.holding(values, True) as module:
+            with self._randomness(at.keys, True, Stacked):
+                loss = fn(module, given)
+            if not isinstance(loss, Node) or loss.dim() != 0:
+                raise NotInTable("a loss that is no scalar of the weights")
+            tape.backward(loss)
+        return loss.data, tape.gradients(leaf, at.weights)
+
+
 class VmapBackend(Backend):
     """All members by torch's vmap."""
 
     name = "vmap"
 
-    def run(
-        self, fn: Function, weights: Stack, buffers: Stack, batch: Batch, private: bool, keys: Tensor, training: bool
-    ) -> Any:
+    def run(self, fn: Function, at: Stand, training: bool) -> Any:
         """Maps the network's code over the member axis."""
 
-        def one(w: Stack, b: Stack, tensors: list[Tensor], k: Tensor) -> tuple[Any, Stack]:
+        def one(w: Stack, b: Stack, tensors: list[Tensor], key: Tensor) -> tuple[Any, Stack]:
             held = {n: t.clone() for n, t in b.items()}
-            given = batch
-            if private:
+            given = at.batch
+            if at.private:
                 parts = iter(tensors)
-                given = map_nest(lambda _: next(parts), batch)
-            with self.template.holding({**w, **held}, training) as module, self._randomness(k, training):
+                given = map_nest(lambda _: next(parts), at.batch)
+            with (
+                self.template.holding({**w, **held}, training) as module,
+                self._randomness(key, training),
+            ):
                 return fn(module, given), held
 
-        tensors = leaves(batch) if private else []
+        tensors = leaves(at.batch) if at.private else []
         mapped = torch.func.vmap(one, in_dims=(0, 0, 0, 0), randomness="error")
-        result, moved = mapped(weights, buffers, tensors, keys)
+        result, moved = mapped(at.weights, at.buffers, tensors, at.keys)
         if training:
             with torch.no_grad():
-                for name, buffer in buffers.items():
+                for name, buffer in at.buffers.items():
                     buffer.copy_(moved[name])
         return result
 
@@ -128,28 +191,23 @@ class LoopBackend(Backend):
 
     name = "loop"
 
-    def run(
-        self, fn: Function, weights: Stack, buffers: Stack, batch: Batch, private: bool, keys: Tensor, training: bool
-    ) -> Any:
+    def run(self, fn: Function, at: Stand, training: bool) -> Any:
         """Runs the network's code N times."""
-        rows = {n: w.unbind(0) for n, w in weights.items()}
+        rows = {n: w.unbind(0) for n, w in at.weights.items()}
         results = [
-            self._one(fn, {n: r[i] for n, r in rows.items()}, buffers, batch, private, keys, training, i)
-            for i in range(keys.shape[0])
+            self._one(fn, {n: r[i] for n, r in rows.items()}, at, i, training) for i in range(at.members)
         ]
         if isinstance(results[0], dict):
             return {name: torch.stack([r[name] for r in results]) for name in results[0]}
         return torch.stack(results)
 
-    def gradients(
-        self, fn: Function, weights: Stack, buffers: Stack, batch: Batch, private: bool, keys: Tensor
-    ) -> tuple[Tensor, Stack]:
+    def gradients(self, fn: Function, at: Stand) -> tuple[Tensor, Stack]:
         """One backward pass a member, so that one member's graph is held at a time."""
-        grads = {n: torch.empty_like(w) for n, w in weights.items()}
+        grads = {n: torch.empty_like(w, requires_grad=False) for n, w in at.weights.items()}
         losses = []
-        for i in range(keys.shape[0]):
-            leaf = {n: w.detach()[i].requires_grad_() for n, w in weights.items()}
-            loss = self._one(fn, leaf, buffers, batch, private, keys, True, i)
+        for i in range(at.members):
+            leaf = {n: w.detach()[i].requires_grad_() for n, w in at.weights.items()}
+            loss = self._one(fn, leaf, at, i, True)
             found = torch.autograd.grad(loss, list(leaf.values()), allow_unused=True)
             for name, g in zip(leaf, found, strict=True):
                 if g is None:
@@ -159,21 +217,15 @@ class LoopBackend(Backend):
             losses.append(loss.detach())
         return torch.stack(losses), grads
 
-    def _one(
-        self,
-        fn: Function,
-        weights: Stack,
-        buffers: Stack,
-        batch: Batch,
-        private: bool,
-        keys: Tensor,
-        training: bool,
-        i: int,
-    ) -> Any:
-        given = map_nest(lambda t: t[i], batch) if private else batch
-        values = {**weights, **{n: b[i] for n, b in buffers.items()}}
-        seeding = _seeded(int(keys[i])) if self.global_draws and training else nullcontext()
-        with seeding, self.template.holding(values, training) as module, self._randomness(keys[i], training):
+    def _one(self, fn: Function, weights: Stack, at: Stand, i: int, training: bool) -> Any:
+        given = map_nest(lambda t: t[i], at.batch) if at.private else at.batch
+        values = {**weights, **{n: b[i] for n, b in at.buffers.items()}}
+        seeding = _seeded(int(at.keys[i])) if self.global_draws and training else nullcontext()
+        with (
+            seeding,
+            self.template.holding(values, training) as module,
+            self._randomness(at.keys[i], training),
+        ):
             return fn(module, given)
 
 
@@ -184,4 +236,6 @@ def _seeded(key: int) -> Iterator[None]:
         yield
 
 
-BACKENDS: dict[str, type[Backend]] = {b.name: b for b in (TableBackend, VmapBackend, LoopBackend)}
+BACKENDS: dict[str, type[Backend]] = {
+    b.name: b for b in (TapeBackend, TableBackend, VmapBackend, LoopBackend)
+}

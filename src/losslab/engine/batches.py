@@ -48,11 +48,13 @@ class Batches:
         drop_last: bool = False,
     ) -> None:
         if batch_size is not None and batch_size < 1:
-            raise LosslabError(f"batch_size is {batch_size}: pass at least 1, or None for all {examples} examples")
+            raise LosslabError(
+                f"batch_size is {batch_size}: pass at least 1, or None for all {examples} examples"
+            )
         if drop_last and batch_size is not None and batch_size > examples:
             raise LosslabError(
-                f"batch_size is {batch_size} and there are {examples} examples: nothing is left when the last "
-                "batch is dropped; pass a smaller batch_size"
+                f"batch_size is {batch_size} of {examples} examples: nothing is left when the last batch "
+                "is dropped; pass a smaller batch_size"
             )
         self.examples, self.batch_size = examples, min(batch_size or examples, examples)
         self.whole = self.batch_size == examples and not replacement

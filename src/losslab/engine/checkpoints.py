@@ -56,7 +56,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError as error:
         raise LosslabError(f"{path} does not exist: pass the folder of a saved run") from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise LosslabError(f"{path} is torn or no safetensors file ({error}): delete it, or use another") from error
+        raise LosslabError(
+            f"{path} is torn or no safetensors file ({error}): delete it, or use another"
+        ) from error
     if "losslab" not in header:
         raise LosslabError(f"{path} was not written by losslab: pass a losslab checkpoint")
     if digest(tensors) != header.get("digest"):

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from losslab.engine.backends import BACKENDS, Backend, Function, LoopBackend, TableBackend, VmapBackend
+from losslab.engine.backends import (
+    BACKENDS,
+    Backend,
+    Function,
+    LoopBackend,
+    Stand,
+    TableBackend,
+    TapeBackend,
+    VmapBackend,
+)
 from losslab.engine.points import Stack
 from losslab.engine.randomness import MemberRandom
 from losslab.engine.template import Template
 from losslab.errors import LosslabError, unknown
-from losslab.tasks import Batch, Data
-from losslab.tasks.nest import leaves, map_nest
+from losslab.tasks import Data
+from losslab.tasks.nest import leaves
 
 EXECUTIONS = ("auto", "stacked", "loop")
 
@@ -31,7 +40,7 @@ class Execution:
     """How a population is run: a backend, and how many members at a time.
 
     Args:
-        backend: The table, vmap or the loop.
+        backend: The tape, the table, vmap or the loop.
         chunk: Members evaluated together; more would not fit the memory budget.
         example_bytes: Memory that one example of one member holds for the backward pass.
         reason: Why this backend, for people.
@@ -58,66 +67,47 @@ class Execution:
         backend = BACKENDS[told["backend"]](template, told["draws"], told["global_draws"])
         return cls(backend, told["chunk"], told["example_bytes"], "as before")
 
-    def gradients(
-        self, fn: Function, weights: Stack, buffers: Stack, batch: Batch, private: bool, keys: Tensor
-    ) -> tuple[Tensor, Stack]:
+    def gradients(self, fn: Function, at: Stand) -> tuple[Tensor, Stack]:
         """Losses ``[N]`` and gradients of all members; see `Backend.gradients`."""
-        members = keys.shape[0]
-        if members <= self.chunk:
-            return self.backend.gradients(fn, weights, buffers, batch, private, keys)
-        grads = {n: torch.empty_like(w) for n, w in weights.items()}
+        if at.members <= self.chunk:
+            return self.backend.gradients(fn, at)
+        grads = {n: torch.empty_like(w, requires_grad=False) for n, w in at.weights.items()}
         losses = []
-        for rows in _slices(members, self.chunk):
-            part = self.backend.gradients(fn, *self._rows(rows, weights, buffers, batch, private, keys))
-            losses.append(part[0])
-            for name, g in part[1].items():
+        for rows in _slices(at.members, self.chunk):
+            loss, part = self.backend.gradients(fn, at.rows(rows))
+            losses.append(loss)
+            for name, g in part.items():
                 grads[name][rows].copy_(g)
         return torch.cat(losses), grads
 
-    def run(
-        self, fn: Function, weights: Stack, buffers: Stack, batch: Batch, private: bool, keys: Tensor, training: bool
-    ) -> Any:
+    def run(self, fn: Function, at: Stand, training: bool) -> Any:
         """``fn`` at every member; see `Backend.run`."""
-        members = keys.shape[0]
-        if members <= self.chunk:
-            return self.backend.run(fn, weights, buffers, batch, private, keys, training)
-        parts = [
-            self.backend.run(fn, *self._rows(rows, weights, buffers, batch, private, keys), training)
-            for rows in _slices(members, self.chunk)
-        ]
+        if at.members <= self.chunk:
+            return self.backend.run(fn, at, training)
+        parts = [self.backend.run(fn, at.rows(rows), training) for rows in _slices(at.members, self.chunk)]
         if isinstance(parts[0], dict):
             return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
         return torch.cat(parts)
 
-    def _rows(
-        self, rows: slice, weights: Stack, buffers: Stack, batch: Batch, private: bool, keys: Tensor
-    ) -> tuple[Stack, Stack, Batch, bool, Tensor]:
-        return (
-            {n: w[rows] for n, w in weights.items()},
-            {n: b[rows] for n, b in buffers.items()},
-            map_nest(lambda t: t[rows], batch) if private else batch,
-            private,
-            keys[rows],
-        )
+    def mean(self, fn: Function, weights: Stack, buffers: Stack, data: Data | None, keys: Tensor) -> Any:
+        """The mean of ``fn`` over a data set, in evaluation mode.
 
-    def mean(
-        self, fn: Function, weights: Stack, buffers: Stack, data: Data | None, keys: Tensor, training: bool = False
-    ) -> Any:
-        """The mean of ``fn`` over a whole data set, streamed: each chunk read once, weighted by its examples."""
+        Streamed: each chunk is read once for all members and weighted by its examples.
+        """
         if data is None:
-            return self.run(fn, weights, buffers, None, False, keys, training)
-        size, total = self.stream_size(len(data), keys.shape[0]), len(data)
-        result: Any = None
+            return self.run(fn, Stand(weights, buffers, None, False, keys), training=False)
+        total = len(data)
+        size = self.stream_size(total, keys.shape[0])
+        device = leaves(data.all())[0].device
+        sums: dict[str, Tensor] = {}
         with torch.no_grad():
-            for start in range(0, total, size):
-                rows = torch.arange(start, min(start + size, total), device=leaves(data.all())[0].device)
-                part = self.run(fn, weights, buffers, data.take(rows), False, keys, training)
-                share = len(rows) / total
-                if result is None:
-                    result = _scaled(part, share)
-                else:
-                    result = _added(result, _scaled(part, share))
-        return result
+            for rows in _slices(total, size):
+                index = torch.arange(rows.start, rows.stop, device=device)
+                part = self.run(fn, Stand(weights, buffers, data.take(index), False, keys), training=False)
+                for name, value in (part if isinstance(part, dict) else {"": part}).items():
+                    share = value * (len(index) / total)
+                    sums[name] = sums[name] + share if name in sums else share
+        return sums.get("", sums)
 
     def stream_size(self, examples: int, members: int) -> int:
         """Examples evaluated at a time: enough to keep the cores busy, few enough to stay small."""
@@ -126,30 +116,18 @@ class Execution:
 
 
 def choose(
-    execution: str,
-    template: Template,
-    fn: Function,
-    weights: Stack,
-    buffers: Stack,
-    batch: Batch,
-    private: bool,
-    keys: Tensor,
-    memory: float | None = None,
+    execution: str, template: Template, fn: Function, at: Stand, memory: float | None = None
 ) -> Execution:
     """Picks the backend by trying it on the first batch.
 
-    The table is tried first, then vmap; each must give the loop's losses and gradients for the first and the
-    last member. With ``execution="auto"`` it must also be faster than the loop.
+    The tape is tried first, then the table, then vmap; each must give the loop's losses and gradients for the
+    first and the last member. With ``execution="auto"`` it must also be faster than the loop.
 
     Args:
-        execution: ``"auto"``, ``"stacked"`` (table or vmap, or an error) or ``"loop"``.
+        execution: ``"auto"``, ``"stacked"`` (one program, or an error) or ``"loop"``.
         template: The network.
         fn: The loss.
-        weights: Name -> ``[N, ...]``.
-        buffers: Name -> ``[N, ...]``; left as they are.
-        batch: A first batch, shared or private.
-        private: Whether it has a leading member axis.
-        keys: ``[N]``.
+        at: The members on a first batch; left as they are.
         memory: Bytes to stay within; half of what is free by default.
 
     Raises:
@@ -157,51 +135,48 @@ def choose(
     """
     if execution not in EXECUTIONS:
         raise unknown("execution", execution, EXECUTIONS)
-    probe = _Probe(template, fn, weights, buffers, batch, private, keys)
+    probe = _Probe(template, fn, at)
     loop, example_bytes = probe.loop()
-    members = keys.shape[0]
-    chunk = _members_that_fit(probe, example_bytes, memory)
+    members = at.members
     if execution == "loop" or (execution == "auto" and members == 1):
-        return Execution(loop, 1, example_bytes, "a loop, as asked" if execution == "loop" else "one member")
-    stacked, why = (None, "it draws from torch's global generator") if loop.global_draws else probe.stacked(loop)
+        reason = "a loop, as asked" if execution == "loop" else "one member"
+        return Execution(loop, 1, example_bytes, reason)
+    stacked, why = None, "it draws from torch's global generator"
+    if not loop.global_draws:
+        stacked, why = probe.stacked(loop)
     if stacked is None:
         if execution == "stacked":
-            raise LosslabError(f'the members cannot be run as one program ({why}): pass execution="loop" or "auto"')
+            raise LosslabError(
+                f'the members cannot be run as one program ({why}): pass execution="loop" or "auto"'
+            )
         warnings.warn(f"the members are trained one by one: {why}", ExecutionNotice, stacklevel=3)
         return Execution(loop, 1, example_bytes, why)
+    chunk = _members_that_fit(at, example_bytes, memory)
     picked = Execution(stacked, chunk, example_bytes, f"the {stacked.name} agrees with the loop")
     if execution == "auto":
-        slow, fast = probe.seconds(Execution(loop, 1), min(members, 4)) / min(members, 4), probe.seconds(picked)
-        if fast / members > slow:
-            return Execution(loop, 1, example_bytes, f"the loop was {fast / members / slow:.1f} times faster")
-        picked.reason += f", {slow * members / fast:.1f} times faster"
+        few = min(members, 4)
+        slow = probe.seconds(Execution(loop, 1), few) / few
+        fast = probe.seconds(picked, members) / members
+        if fast > slow:
+            return Execution(loop, 1, example_bytes, f"the loop was {fast / slow:.1f} times faster")
+        picked.reason += f", {slow / fast:.1f} times faster"
     return picked
 
 
 class _Probe:
     """First evaluations, on copies of the buffers, so that nothing of the population moves."""
 
-    def __init__(
-        self, template: Template, fn: Function, weights: Stack, buffers: Stack, batch: Batch, private: bool, keys: Tensor
-    ) -> None:
-        self.template, self.fn, self.keys = template, fn, keys
-        self.weights, self.buffers, self.batch, self.private = weights, buffers, batch, private
+    def __init__(self, template: Template, fn: Function, at: Stand) -> None:
+        self.template, self.fn, self.at = template, fn, at
 
-    def gradients(self, how: Backend | Execution, rows: slice = slice(None)) -> tuple[Tensor, Stack]:
+    def gradients(self, how: Backend | Execution, rows: slice) -> tuple[Tensor, Stack]:
         """Losses and gradients of some members."""
-        return how.gradients(
-            self.fn,
-            {n: w[rows] for n, w in self.weights.items()},
-            {n: b[rows].clone() for n, b in self.buffers.items()},
-            map_nest(lambda t: t[rows], self.batch) if self.private else self.batch,
-            self.private,
-            self.keys[rows],
-        )
+        return how.gradients(self.fn, self.at.rows(rows).sheltered())
 
     def loop(self) -> tuple[LoopBackend, float]:
         """The loop, told which random draws the network makes, and the bytes it holds for one example."""
         held: dict[int, int] = {}
-        own = {w.untyped_storage().data_ptr() for w in self.weights.values()}
+        own = {w.untyped_storage().data_ptr() for w in self.at.weights.values()}
 
         def pack(t: Tensor) -> Tensor:
             storage = t.untyped_storage()
@@ -209,79 +184,81 @@ class _Probe:
                 held[storage.data_ptr()] = storage.nbytes()
             return t
 
-        counting = _Counting(self.keys[0])
-        backend = LoopBackend(self.template, draws=True)
-        backend._randomness = lambda *_, **__: counting  # type: ignore[assignment,method-assign]
-        with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        counting = _CountingLoop(self.template)
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+        ):
             before = torch.random.get_rng_state()
-            self.gradients(backend, slice(0, 1))
+            self.gradients(counting, slice(0, 1))
             moved = not torch.equal(before, torch.random.get_rng_state())
-        tensors = leaves(self.batch)
-        examples = tensors[0].shape[1 if self.private else 0] if tensors else 1
-        return LoopBackend(self.template, counting.calls > 0, moved), sum(held.values()) / max(1, examples)
+        backend = LoopBackend(self.template, counting.mode.calls > 0, moved)
+        return backend, sum(held.values()) / max(1, self.at.examples)
 
     def stacked(self, loop: LoopBackend) -> tuple[Backend | None, str]:
         """The first stacked backend that agrees with the loop, or None and what went wrong."""
-        last = self.keys.shape[0] - 1
-        wanted = [self.gradients(loop, slice(i, i + 1)) for i in {0, last}]
+        last = self.at.members - 1
+        wanted = [self.gradients(loop, slice(i, i + 1)) for i in sorted({0, last})]
+        rows = slice(0, 1) if last == 0 else slice(0, last + 1, last)
         why = ""
-        for kind in (TableBackend, VmapBackend):
+        for kind in (TapeBackend, TableBackend, VmapBackend):
             backend = kind(self.template, loop.draws)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    rows = slice(0, 1) if last == 0 else slice(0, last + 1, last)
                     losses, grads = self.gradients(backend, rows)
-            except Exception as error:
-                why = f"{_kind_of(error)}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            except Exception as error:  # whatever batching the user's code brings up
+                lines = str(error).strip().splitlines()
+                why = f"vmap cannot batch it, {lines[0] if lines else type(error).__name__}"
                 continue
             if all(_agree(w, losses, grads, i) for i, w in enumerate(wanted)):
                 return backend, ""
             why = "run together, they give other gradients than alone"
         return None, why
 
-    def seconds(self, how: Execution, members: int | None = None) -> float:
-        """Wall time of one gradient of the first ``members`` members: the best of three."""
+    def seconds(self, how: Execution, members: int) -> float:
+        """Wall time of one gradient of the first ``members`` members: the best of two after a first."""
         times = []
         for _ in range(3):
             start = time.perf_counter()
             self.gradients(how, slice(0, members))
-            if self.keys.is_cuda:
+            if self.at.keys.is_cuda:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         return min(times[1:])
 
 
-class _Counting(MemberRandom):
-    """Counts the draws of one call."""
+class _CountingLoop(LoopBackend):
+    """A loop that keeps its last source of random draws, to be asked how often it was used."""
 
+    mode: MemberRandom
 
-def _kind_of(error: Exception) -> str:
-    return {"NotInTable": "not in the table"}.get(type(error).__name__, "vmap cannot batch it")
+    def _randomness(
+        self, keys: Tensor, training: bool, wrap: Any = lambda t: t
+    ) -> AbstractContextManager[Any]:
+        self.mode = MemberRandom(keys, wrap)
+        return self.mode
 
 
 def _agree(wanted: tuple[Tensor, Stack], losses: Tensor, grads: Stack, i: int) -> bool:
     tolerance = 1e-7 if losses.dtype == torch.float64 else 1e-2 if losses.dtype.itemsize < 4 else 1e-3
-    pairs = [(wanted[0], losses[i : i + 1])]
-    ours, theirs = ([g.reshape(-1) for g in gs] for gs in ([grads[n][i] for n in grads], wanted[1].values()))
-    pairs.append((torch.cat(theirs), torch.cat(ours)))
+    loss, gradient = wanted[0].reshape(-1), torch.cat([g.reshape(-1) for g in wanted[1].values()])
+    pairs = [(loss, losses[i : i + 1]), (gradient, torch.cat([g[i].reshape(-1) for g in grads.values()]))]
     for a, b in pairs:
-        if not torch.isfinite(a).all():
-            continue
-        if (a - b).norm() > tolerance * a.norm() + torch.finfo(a.dtype).eps * a.numel() ** 0.5:
+        small = torch.finfo(a.dtype).eps * a.numel() ** 0.5
+        if bool(torch.isfinite(a).all()) and (a - b).norm() > tolerance * a.norm() + small:
             return False
     return True
 
 
-def _members_that_fit(probe: _Probe, example_bytes: float, memory: float | None) -> int:
-    members = probe.keys.shape[0]
-    tensors = leaves(probe.batch)
-    examples = tensors[0].shape[1 if probe.private else 0] if tensors else 1
-    weight_bytes = sum(w[0].numel() * w.element_size() for w in probe.weights.values())
-    budget = (memory if memory is not None else 0.5 * free_memory(probe.keys.device)) - 5 * members * weight_bytes
-    # What is saved for the backward pass, about as much again while it runs, and the gradient.
-    each = 2 * example_bytes * examples + weight_bytes
-    return max(1, min(members, int(budget / max(each, 1.0))))
+def _members_that_fit(at: Stand, example_bytes: float, memory: float | None) -> int:
+    weight_bytes = sum(w[0].numel() * w.element_size() for w in at.weights.values())
+    budget = memory if memory is not None else 0.5 * free_memory(at.keys.device)
+    # Weights, gradient and the rule's state are there whatever the chunk; what a chunk holds is the values
+    # saved for its backward pass, about as much again while that runs, and its gradient.
+    left = budget - 5 * at.members * weight_bytes
+    each = 2 * example_bytes * at.examples + weight_bytes
+    return max(1, int(min(at.members, left / max(each, 1.0))))
 
 
 def free_memory(device: torch.device) -> float:
@@ -298,13 +275,3 @@ def free_memory(device: torch.device) -> float:
 
 def _slices(total: int, size: int) -> list[slice]:
     return [slice(a, min(a + size, total)) for a in range(0, total, size)]
-
-
-def _scaled(value: Any, share: float) -> Any:
-    return {n: v * share for n, v in value.items()} if isinstance(value, dict) else value * share
-
-
-def _added(a: Any, b: Any) -> Any:
-    return {n: a[n] + b[n] for n in a} if isinstance(a, dict) else a + b
-
-

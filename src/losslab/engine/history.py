@@ -68,7 +68,9 @@ class History:
         steps = sorted(self.rows)
         blank = torch.full((self.members,), math.nan, dtype=torch.float64)
         columns = {
-            c: torch.stack([self.rows[s].get(c, blank) for s in steps]) if steps else torch.empty(0, self.members)
+            c: torch.stack([self.rows[s].get(c, blank) for s in steps])
+            if steps
+            else torch.empty(0, self.members)
             for c in self.columns
         }
         return {"steps": torch.tensor(steps, dtype=torch.int64), **columns}

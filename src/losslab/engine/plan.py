@@ -13,7 +13,12 @@ from losslab.engine.batches import Batches
 from losslab.engine.history import When
 from losslab.errors import LosslabError, unknown
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,9 @@ class Plan:
         told["dtype"] = str(self.dtype).removeprefix("torch.")
         for name in ("record", "evaluate"):
             value = told[name]
-            told[name] = repr(value) if callable(value) else list(value) if isinstance(value, tuple) else value
+            told[name] = (
+                repr(value) if callable(value) else list(value) if isinstance(value, tuple) else value
+            )
         told["evaluate_on"] = list(self.evaluate_on)
         return told
 
@@ -111,7 +118,7 @@ def as_seeds(seeds: int | Sequence[int], members: int | None) -> list[int]:
 
 
 def cross(seeds: int | Sequence[int], **hyper: Sequence[float]) -> tuple[list[int], dict[str, list[float]]]:
-    """Every combination of seeds and hyperparameters: seeds and values, one a member; the seed varies fastest.
+    """Every combination of seeds and hyperparameters, one a member; the seed varies fastest.
 
     Example:
         >>> cross(2, lr=[0.1, 0.2])

@@ -94,7 +94,7 @@ class Population:
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row a (step, member) that was measured: step, epoch, member, seed, hyperparameters, measurements.
+        """One row a (step, member): step, epoch, member, seed, hyperparameters that differ, measurements.
 
         A row at step k speaks of the weights after k updates: ``loss`` and ``gradient_norm`` are of the
         mini-batch used for update k+1, ``update_norm`` is the length of that update, ``accuracy`` the same
@@ -174,7 +174,7 @@ class Population:
         differing = _differences(meta["settings"], self.settings())
         if differing:
             raise LosslabError(
-                f"the saved run has other settings ({'; '.join(differing)}): use the same ones, or another folder"
+                f"the saved run has other settings ({'; '.join(differing)}): use the same, or another folder"
             )
         groups: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():

@@ -103,7 +103,7 @@ class Stacked:
         raise NotInTable("a branch on a value that differs between members")
 
     def __iter__(self) -> Any:
-        return iter(self[i] for i in range(len(self)))
+        return iter(Stacked(row) for row in self.data.unbind(1))
 
 
 def _dunder(name: str) -> Callable[..., Any]:
@@ -116,8 +116,12 @@ def _dunder(name: str) -> Callable[..., Any]:
     return call
 
 
-for _name in (
-    "add radd sub rsub mul rmul truediv rtruediv pow rpow neg abs matmul rmatmul getitem "
-    "eq ne lt le gt ge float iadd isub imul itruediv"
-).split():
+# fmt: off
+_DUNDERS = [
+    "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow", "neg", "abs",
+    "matmul", "rmatmul", "getitem", "eq", "ne", "lt", "le", "gt", "ge", "float", "iadd", "isub", "imul",
+    "itruediv",
+]
+# fmt: on
+for _name in _DUNDERS:
     setattr(Stacked, f"__{_name}__", _dunder(f"__{_name}__"))

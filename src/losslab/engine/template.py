@@ -25,7 +25,7 @@ class Template:
         named = {id(t): n for n, t in [*self.module.named_parameters(), *self.module.named_buffers()]}
         for owner in self.module.modules():
             for table in (owner._parameters, owner._buffers):
-                held: dict[str, Any] = table  # type: ignore[assignment]
+                held: dict[str, Any] = table
                 for key, tensor in held.items():
                     if tensor is not None:
                         self.slots.append((held, key, named[id(tensor)]))

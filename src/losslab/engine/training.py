@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from losslab.engine import checkpoints, randomness
-from losslab.engine.hessian import BatchCurvature
-from losslab.engine.execution import Execution, choose
-from losslab.engine.history import History, When, schedule
+from losslab.engine import randomness
+from losslab.engine.history import History, When
 from losslab.engine.plan import EarlyStopping, Plan, as_dtype, as_seeds
-from losslab.engine.points import Points, Stack
-from losslab.engine.population import NEVER, Population
-from losslab.engine.progress import Bar
-from losslab.engine.template import Template
-from losslab.engine.updating import TorchRule, TorchUpdater, as_rule, updater
+from losslab.engine.points import Points
+from losslab.engine.population import Population
+from losslab.engine.trainer import Trainer
+from losslab.engine.updating import TorchRule, as_rule
 from losslab.errors import LosslabError
 from losslab.rules import Rule
-from losslab.rules.rule import member_norm
-from losslab.tasks import Batch, Data, Task, build, check
-
-SYNC_EVERY = 50
-"""Steps between two looks at which members diverged, on a device where a look waits for the device."""
+from losslab.tasks import Data, Task, build, check
 
 
 def train(
@@ -82,7 +74,8 @@ def train(
         stop: Early stopping, member by member.
         start: Weights to start from instead of the seeds' (one network, or one a member).
         out: Folder for checkpoints and the finished run.
-        resume: Go on from the newest good checkpoint in ``out``; the result is the unbroken run's, bit for bit.
+        resume: Go on from the newest good checkpoint in ``out``; the result is that of the unbroken
+            run, bit for bit.
         checkpoint_every: Seconds between checkpoints; 0 for after every step.
         progress: A live line; by default on a terminal.
         watch: Called after every recorded step with the population so far.
@@ -127,7 +120,9 @@ def train(
     return trainer.run(progress, watch)
 
 
-def _steps(steps: int | None, epochs: float | None, data: Data | None, size: int | None, drop_last: bool) -> int:
+def _steps(
+    steps: int | None, epochs: float | None, data: Data | None, size: int | None, drop_last: bool
+) -> int:
     if (steps is None) == (epochs is None):
         got = "neither" if steps is None else "both"
         raise LosslabError(f"{got} of steps= and epochs= given: pass one of them")
@@ -152,7 +147,9 @@ def _data_sets(task: Task, names: Sequence[str] | None) -> tuple[str, ...]:
     for name in names:
         if name not in known or getattr(task, name) is None:
             there = [n for n in known if getattr(task, n) is not None]
-            raise LosslabError(f"the task has no {name!r} data: evaluate_on may name {', '.join(there) or 'nothing'}")
+            raise LosslabError(
+                f"the task has no {name!r} data: evaluate_on may name {', '.join(there) or 'nothing'}"
+            )
     return tuple(names)
 
 
@@ -191,342 +188,11 @@ def _placed(start: Points | Population | nn.Module, template: nn.Module, members
     got = {n: tuple(w.shape[1:]) for n, w in points.weights.items()}
     if wanted != got:
         odd = sorted(set(wanted.items()) ^ set(got.items()))[0][0]
-        raise LosslabError(f"start differs from the task's model at {odd!r}: pass weights of the same architecture")
+        raise LosslabError(
+            f"start differs from the task's model at {odd!r}: pass weights of the same architecture"
+        )
     if points.members not in (1, members):
-        raise LosslabError(f"start has {points.members} members, the population {members}: pass 1 or {members}")
+        raise LosslabError(
+            f"start has {points.members} members, the population {members}: pass 1 or {members}"
+        )
     return points.clone() if points.members == members else points.select([0] * members)
-
-
-class Trainer:
-    """Runs a population's plan to its end.
-
-    Members that diverge or stop early leave the stack, so that the rest goes on faster and undisturbed.
-
-    Args:
-        population: Where to start from.
-        out: Folder for checkpoints and results, or None.
-        resume: Go on from the newest good checkpoint of ``out``.
-        checkpoint_every: Seconds between checkpoints.
-    """
-
-    def __init__(self, population: Population, out: Path | None, resume: bool, checkpoint_every: float) -> None:
-        self.population = population
-        self.plan = population.plan
-        self.task = population.task
-        self.out, self.checkpoint_every = out, checkpoint_every
-        self.template = Template(population.template)
-        device, dtype = self.plan.device, self.plan.dtype
-        self.data = {
-            name: None if (d := getattr(self.task, name)) is None else d.to(device, dtype)
-            for name in ("train", "validation", "test")
-        }
-        execution = self._prepare_folder(resume)
-        self._take(self.population.active)
-        self.execution = (
-            Execution.restore(execution, self.template) if execution else self._choose()
-        )
-        population.execution = self.execution
-        total, per_epoch = self.plan.steps, population.per_epoch
-        record = self.plan.record if self.plan.record is not None else max(1, total // 100)
-        self.records = schedule(record, "record", per_epoch, total)
-        self.evaluates = schedule(self.plan.evaluate, "evaluate", per_epoch, total)
-
-    # -- the stack of members that train ---------------------------------------------------------------
-
-    def _take(self, active: Tensor) -> None:
-        """Builds the working stack of the active members out of the population."""
-        p = self.population
-        self.active = active
-        index = active.tolist()
-        chosen = p.points.select(index)
-        self.weights, self.buffers = chosen.weights, chosen.buffers
-        self.rule = p.rule.select(index) if len(index) else p.rule
-        self.updater = updater(self.rule)
-        device = torch.device(self.plan.device)
-        if isinstance(self.updater, TorchUpdater):
-            mine = {k: v for k, v in p.optimizers.items() if int(k.split("/")[0]) in index}
-            place = {str(m): str(i) for i, m in enumerate(index)}
-            renamed = {f"{place[k.split('/')[0]]}/{k.split('/', 1)[1]}": v for k, v in mine.items()}
-            self.updater.load(renamed, self.weights)
-            self.state: dict[str, Stack] = {}
-        elif p.state:
-            rows = active.to(device)
-            self.state = {s: {n: t[rows] for n, t in ts.items()} for s, ts in p.state.items()}
-        else:
-            self.state = self.updater.init(self.weights)
-        seeds = [p.seeds[i] for i in index]
-        self.keys = randomness.member_keys(seeds, "forward", device)
-        train = self.data["train"]
-        self.batches = None if train is None or not seeds else self.plan.batches(len(train), p.seeds).select(index)
-        self.first_bad = torch.full((len(index),), NEVER, dtype=torch.int64, device=device)
-
-    def _store(self) -> None:
-        """Writes the working stack back into the population."""
-        p = self.population
-        rows = self.active.to(self.plan.device)
-        everyone = len(self.active) == len(p)
-        new = {**self.weights, **self.buffers}
-        for name, tensor in new.items():
-            full = p.points[name]
-            if everyone:
-                full = tensor.detach().clone()
-            else:
-                full[rows] = tensor.detach()
-            (p.points.weights if name in p.points.weights else p.points.buffers)[name] = full
-        for slot, tensors in self.state.items():
-            held = p.state.setdefault(slot, {})
-            for name, tensor in tensors.items():
-                if everyone or name not in held:
-                    held[name] = tensor.detach().clone()
-                else:
-                    held[name][rows] = tensor.detach()
-        if isinstance(self.updater, TorchUpdater):
-            index = self.active.tolist()
-            for key, value in self.updater.save().items() if self.out or not everyone else ():
-                i, rest = key.split("/", 1)
-                p.optimizers[f"{index[int(i)]}/{rest}"] = value.clone()
-
-    def _retire(self, ended: Tensor, mark: Tensor, step: int | Tensor) -> None:
-        """Takes members (positions in the stack) out of it; ``mark`` is told the step."""
-        self._store()
-        gone = self.active[ended.cpu()]
-        mark[gone] = step if isinstance(step, int) else step.cpu()
-        self._take(self.population.active)
-
-    # -- the loop --------------------------------------------------------------------------------------
-
-    def run(self, progress: bool | None, watch: Callable[[Population], None] | None) -> Population:
-        """Trains until the plan's last step, or until no member is left."""
-        p, total = self.population, self.plan.steps
-        saved = time.monotonic()
-        with Bar(total, len(p), p.step, progress) as bar:
-            while True:
-                if self.out is not None and time.monotonic() - saved >= self.checkpoint_every and p.step:
-                    self._checkpoint()
-                    saved = time.monotonic()
-                if len(self.active) and self.evaluates(p.step):
-                    self._evaluate()
-                if p.step >= total or not len(self.active):
-                    break
-                loss = self._step(watch)
-                if bar.due():
-                    bar.update(p.step, float(loss.mean()), len(self.active))
-            if len(self.active):
-                self._look_for_diverged(final=True)
-            bar.update(p.step, math.nan if not len(self.active) else float(loss.mean()) if p.step else math.nan,
-                       len(self.active))
-        self._store()
-        self._finish()
-        return p
-
-    def _step(self, watch: Callable[[Population], None] | None) -> Tensor:
-        p, step = self.population, self.population.step
-        index = None if self.batches is None else self.batches.at(step)
-        train = self.data["train"]
-        batch: Batch = None
-        if train is not None and index is not None:
-            batch = train.all() if self.batches and self.batches.whole else train.take(index.to(self.plan.device))
-        private = index is not None and index.dim() == 2
-        keys = randomness.fold(self.keys, step) if self.execution.backend.draws or step == 0 else self.keys
-        losses, grads = self.execution.gradients(
-            self.task.loss, self.weights, self.buffers, batch, private, keys
-        )
-        recording = self.records(step)
-        if recording:
-            self._record(step, losses, grads, batch, private, keys)
-            before = {n: w.detach().clone() for n, w in self.weights.items()}
-        self.weights, self.state = self.updater.apply(
-            grads, self.state, self.weights, step, *self._helpers(batch, private, keys)
-        )
-        if recording:
-            moved = member_norm({n: w.detach() - before[n] for n, w in self.weights.items()})
-            p.log.add(step, {"update_norm": moved}, self.active)
-        p.step = step + 1
-        bad = ~torch.isfinite(losses)
-        if losses.is_cuda or bool(bad.any()):
-            self.first_bad = torch.where((self.first_bad == NEVER) & bad, step, self.first_bad)
-            if not losses.is_cuda or p.step % SYNC_EVERY == 0:
-                self._look_for_diverged()
-        if recording and watch is not None:
-            self._store()
-            watch(p)
-        return losses
-
-    def _helpers(self, batch: Batch, private: bool, keys: Tensor) -> tuple[Any, Any]:
-        """Curvature for second-order rules, a closure for optimizers that evaluate the loss themselves."""
-        if isinstance(self.updater, TorchUpdater):
-            if not self.updater.needs_closure:
-                return None, None
-
-            def closure(member: int, row: list[Tensor]) -> Tensor:
-                rows = slice(member, member + 1)
-                one = {n: w.detach()[None] for n, w in zip(self.weights, row, strict=True)}
-                from losslab.tasks.nest import map_nest
-
-                loss, grads = self.execution.backend.gradients(
-                    self.task.loss,
-                    one,
-                    {n: b[rows] for n, b in self.buffers.items()},
-                    map_nest(lambda t: t[rows], batch) if private else batch,
-                    private,
-                    keys[rows],
-                )
-                for w, g in zip(row, grads.values(), strict=True):
-                    w.grad = g[0]
-                return loss[0]
-
-            return None, closure
-        if self.updater.rule.needs_curvature:
-            return BatchCurvature(
-                self.execution, self.task.loss, self.weights, self.buffers, batch, private, keys
-            ), None
-        return None, None
-
-    def _record(
-        self, step: int, losses: Tensor, grads: Stack, batch: Batch, private: bool, keys: Tensor
-    ) -> None:
-        values = {"loss": losses, "gradient_norm": member_norm(grads)}
-        if self.task.metrics is not None:
-            with torch.no_grad():
-                values |= self.execution.run(
-                    self.task.metrics, self.weights, self.buffers, batch, private, keys, training=False
-                )
-        self.population.log.add(step, values, self.active)
-
-    def _look_for_diverged(self, final: bool = False) -> None:
-        bad = self.first_bad != NEVER
-        if final:
-            finite = torch.stack([torch.isfinite(w.flatten(1)).all(1) for w in _rows(self.weights)]).all(0)
-            self.first_bad = torch.where(~bad & ~finite, self.population.step, self.first_bad)
-            bad = self.first_bad != NEVER
-        if not bool(bad.any()):
-            return
-        for w in self.weights.values():
-            w.detach()[bad] = math.nan
-        self._retire(bad, self.population.diverged, self.first_bad[bad])
-
-    def _evaluate(self) -> None:
-        p = self.population
-        if not self.plan.evaluate_on or all(
-            f"{name}_loss" in p.log.rows.get(p.step, {}) for name in self.plan.evaluate_on
-        ):
-            return
-        values: dict[str, Tensor] = {}
-        for name in self.plan.evaluate_on:
-            for told, tensor in self.measure(self.data[name]).items():
-                values[f"{name}_{told}"] = tensor
-        p.log.add(p.step, values, self.active)
-        if self.plan.stop is not None:
-            self._maybe_stop(self.plan.stop, values)
-
-    def measure(self, data: Data | None) -> dict[str, Tensor]:
-        """Loss and metrics of the active members over a data set, in evaluation mode."""
-
-        def everything(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-            told = {"loss": self.task.loss(module, batch)}
-            return told if self.task.metrics is None else told | self.task.metrics(module, batch)
-
-        with torch.no_grad():
-            return self.execution.mean(everything, self.weights, self.buffers, data, self.keys)
-
-    def _maybe_stop(self, stop: EarlyStopping, values: dict[str, Tensor]) -> None:
-        if stop.metric not in values:
-            raise LosslabError(
-                f"early stopping watches {stop.metric!r} and evaluations give {', '.join(values)}: "
-                "pass one of these as metric, and its data in evaluate_on"
-            )
-        p, best, on = self.population, self.population.best, self.active
-        score = values[stop.metric].detach().cpu().double() * (1.0 if stop.minimise else -1.0)
-        if not best:
-            best["score"] = torch.full((len(p),), math.inf, dtype=torch.float64)
-            best["waited"] = torch.zeros(len(p), dtype=torch.int64)
-            if stop.restore:
-                best |= {f"weights/{n}": w.detach().cpu().clone() for n, w in p.points.weights.items()}
-                best |= {f"buffers/{n}": b.detach().cpu().clone() for n, b in p.points.buffers.items()}
-        better = score < best["score"][on] - stop.least
-        best["score"][on] = torch.where(better, score, best["score"][on])
-        best["waited"][on] = torch.where(better, 0, best["waited"][on] + 1)
-        if stop.restore:
-            for kind, tensors in (("weights", self.weights), ("buffers", self.buffers)):
-                for name, tensor in tensors.items():
-                    best[f"{kind}/{name}"][on[better]] = tensor.detach().cpu()[better]
-        ended = best["waited"][on] >= stop.patience
-        if bool(ended.any()):
-            self._retire(ended, p.stopped, p.step)
-
-    # -- disk ------------------------------------------------------------------------------------------
-
-    def _prepare_folder(self, resume: bool) -> dict[str, Any] | None:
-        """Checks the folder and, when resuming, restores the population; returns the saved execution."""
-        if self.out is None:
-            if resume:
-                raise LosslabError("resume was asked for without a folder: pass out=")
-            return None
-        folder = self.out / "checkpoints"
-        found = checkpoints.newest(folder) if folder.is_dir() else None
-        if found is not None and not resume:
-            raise LosslabError(f"{self.out} already holds a run: pass resume to go on with it, or another folder")
-        if found is None:
-            checkpoints.write(self.out / "start.safetensors", {}, self.population.meta())
-            return None
-        tensors, meta, problems = found
-        self.population.restore(tensors, meta)
-        self.population.notices += [f"{problem}; an older checkpoint was used" for problem in problems]
-        return meta["execution"]
-
-    def _checkpoint(self) -> None:
-        assert self.out is not None
-        self._store()
-        p = self.population
-        checkpoints.save_step(self.out / "checkpoints", p.step, p.tensors(), p.meta())
-
-    def _finish(self) -> None:
-        p, stop = self.population, self.plan.stop
-        if self.out is not None:
-            self._checkpoint()
-        if stop is not None and stop.restore and p.best:
-            self._restore_best()
-        if self.out is not None:
-            p.save(self.out / "population.safetensors")
-            write_history(p, self.out)
-
-    def _restore_best(self) -> None:
-        p = self.population
-        kept = torch.isfinite(p.best["score"]) & (p.diverged == NEVER)
-        for kind, tensors in (("weights", p.points.weights), ("buffers", p.points.buffers)):
-            for name, tensor in tensors.items():
-                tensor[kept.to(tensor.device)] = p.best[f"{kind}/{name}"][kept].to(tensor.device)
-
-    def _choose(self) -> Execution:
-        train = self.data["train"]
-        batch: Batch = None
-        private = False
-        if train is not None and self.batches is not None:
-            index = self.batches.at(0)
-            batch, private = train.take(index.to(self.plan.device)), index.dim() == 2
-        return choose(
-            self.plan.execution,
-            self.template,
-            self.task.loss,
-            self.weights,
-            self.buffers,
-            batch,
-            private,
-            randomness.fold(self.keys, 0),
-            self.plan.memory,
-        )
-
-
-def _rows(weights: Stack) -> list[Tensor]:
-    return [w.detach() if w.dim() > 1 else w.detach()[:, None] for w in weights.values()]
-
-
-def write_history(population: Population, folder: Path) -> None:
-    """Writes the history as ``history.parquet``, atomically."""
-    import io
-
-    from losslab.files import write_atomically
-
-    buffer = io.BytesIO()
-    population.history.to_parquet(buffer, index=False)
-    write_atomically(folder / "history.parquet", buffer.getvalue())

@@ -40,7 +40,7 @@ class TorchRule:
             optimizer = optimizer.func
         if not (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
             raise LosslabError(
-                f"{optimizer!r} is no torch.optim class: pass a class such as torch.optim.Adam, or a losslab rule"
+                f"{optimizer!r} is no torch.optim class: pass one such as torch.optim.Adam, or a losslab rule"
             )
         self.optimizer = optimizer
         self.hyper = {n: v.tolist() if isinstance(v, Tensor) else v for n, v in hyper.items()}
@@ -79,7 +79,9 @@ class TorchRule:
         try:
             return self.optimizer(weights, **told)
         except (TypeError, ValueError) as error:
-            raise LosslabError(f"{self.name} was refused its arguments ({error}): change {sorted(told)}") from error
+            raise LosslabError(
+                f"{self.name} was refused its arguments ({error}): change {sorted(told)}"
+            ) from error
 
 
 class Updater:
@@ -165,7 +167,7 @@ class TorchUpdater:
                         told[f"{i}/{w}/{key}#"] = torch.tensor(value, dtype=kind)
                     elif value is not None:
                         raise LosslabError(
-                            f"{self.rule.name} keeps a {type(value).__name__} in its state, which a checkpoint "
+                            f"{self.rule.name} keeps a {type(value).__name__} in its state, which a file "
                             "cannot hold: use a losslab rule, or pass no out="
                         )
         return told
@@ -175,16 +177,13 @@ class TorchUpdater:
         self.init(weights)
         states: list[dict[int, dict[str, Any]]] = [{} for _ in self.optimizers]
         for name, tensor in saved.items():
-            member, w, key = name.split("/", 2)
-            value: Any = tensor.clone()
-            if key.endswith("#"):
-                key, value = key[:-1], tensor.item()
-            states[int(member)].setdefault(int(w), {})[key] = value
-        for optimizer, state in zip(self.optimizers, states, strict=True):
+            member, place, key = name.split("/", 2)
+            value: Any = tensor.item() if key.endswith("#") else tensor.clone()
+            states[int(member)].setdefault(int(place), {})[key.removesuffix("#")] = value
+        for optimizer, row, state in zip(self.optimizers, self.rows, states, strict=True):
             # Not load_state_dict: it would cast the state to the dtype of the weights.
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            for w, values in state.items():
-                optimizer.state[parameters[w]] = values
+            for i, values in state.items():
+                optimizer.state[row[i]] = values
 
 
 def as_rule(rule: Any) -> Rule | TorchRule:
@@ -196,7 +195,7 @@ def as_rule(rule: Any) -> Rule | TorchRule:
     if isinstance(rule, str):
         return make(rule)
     if isinstance(rule, type) and issubclass(rule, Rule):
-        return rule()
+        return make(rule.name)
     return TorchRule(rule)
 
 

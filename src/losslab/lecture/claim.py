@@ -226,7 +226,7 @@ class Result:
             "verdict": None if self.verdict is None else str(self.verdict),
             **{key: headline.get(key) for key in ("estimate", "interval", "n", "test", "threshold")},
             "findings": findings,
-            "seconds": round(self.seconds, 3),
+            "seconds": self.seconds,
             "caveats": list(claim.caveats),
             "errata": [ERRATA[name].record() for name in claim.errata],
             "provenance": dict(self.provenance),

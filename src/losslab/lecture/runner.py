@@ -154,7 +154,7 @@ def _attempt(claim: Claim, lab: Lab, out: Path) -> Result:
     except Exception as error:
         result.status, result.error = "failed", _one_line(error)
         write_atomically(out / "logs" / f"{claim.id}.txt", traceback.format_exc().encode())
-    result.seconds = time.perf_counter() - start
+    result.seconds = round(time.perf_counter() - start, 3)
     for name, content in contents.items():
         write_atomically(_table_path(out, claim.id, name), content)
         result.checksums[name] = _checksum(content)

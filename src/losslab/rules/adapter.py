@@ -13,6 +13,8 @@ from losslab.errors import LosslabError
 from losslab.rules.fused import Stepper, stepper
 from losslab.rules.rule import Rule
 
+_ONE = torch.ones(())
+
 
 class TorchOptimizer(torch.optim.Optimizer):
     """A rule that updates ``p`` from ``p.grad``, with torch's parameter groups and state-dict keys.
@@ -90,18 +92,24 @@ class TorchOptimizer(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             rule, fast = self._rule_of(group)
-            cohorts: dict[int, list[Tensor]] = {}
+            cohorts: dict[int, tuple[list[Tensor], list[dict[str, Any]]]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    cohorts.setdefault(self._steps(p), []).append(p)
-            for step, params in cohorts.items():
-                self._advance(group, rule, fast, params, step)
+                    state = self.state[p] or self._begin(p)
+                    params, states = cohorts.setdefault(int(state["step"]), ([], []))
+                    params.append(p)
+                    states.append(state)
+            for step, (params, states) in cohorts.items():
+                for name in self.rule.hyperparameters():
+                    if callable(schedule := getattr(rule, name)):
+                        group[name] = float(schedule(step))
+                self._advance(rule, fast, params, states, step)
         return loss
 
     def _rule_of(self, group: dict[str, Any]) -> tuple[Rule, Stepper | None]:
         """The rule with this group's values, and its kernel; made anew when a value has changed."""
         made = self._made.get(id(group))
-        values = {n: group[n] for n in self.defaults if not callable(getattr(self.rule, n))}
+        values = {n: group[n] for n in self.rule.hyperparameters() if not callable(getattr(self.rule, n))}
         values = {n: v.tolist() if isinstance(v, Tensor) else v for n, v in values.items()}
         if made is None or made[0] != values:
             rule = self.rule.replace(**values)
@@ -110,26 +118,21 @@ class TorchOptimizer(torch.optim.Optimizer):
             self._made[id(group)] = made
         return made[1], made[2]
 
-    def _steps(self, p: Tensor) -> int:
-        if p.grad is not None and (p.grad.is_sparse or p.is_complex()):
-            kind = "sparse" if p.grad.is_sparse else "complex"
+    def _begin(self, p: Tensor) -> dict[str, Any]:
+        if p.is_complex() or (p.grad is not None and p.grad.is_sparse):
+            kind = "complex" if p.is_complex() else "sparse"
             raise LosslabError(
                 f"{self.rule.name} got a {kind} gradient, it wants dense real ones: use torch.optim"
             )
-        state = self.state[p]
-        if not state:
-            state["step"] = torch.tensor(0.0)
-        return int(state["step"])
+        self.state[p]["step"] = torch.tensor(0.0)
+        return self.state[p]
 
     def _advance(
-        self, group: dict[str, Any], rule: Rule, fast: Stepper | None, params: list[Tensor], step: int
+        self, rule: Rule, fast: Stepper | None, params: list[Tensor], states: Any, step: int
     ) -> None:
-        h = rule.at(step)
-        for name, value in vars(h).items():
-            if callable(getattr(rule, name)):
-                group[name] = value
+        """One update of parameters that have taken equally many steps."""
         keys = [rule.torch_names.get(slot, slot) for slot in rule.slots()]
-        holders = [self.state[p] for p in (params[:1] if rule.whole_vector else params)]
+        holders = states[:1] if rule.whole_vector else states
         if keys and keys[-1] not in holders[0]:
             start = rule.init(_stacked(params))
             for slot, key in zip(rule.slots(), keys, strict=True):
@@ -138,10 +141,10 @@ class TorchOptimizer(torch.optim.Optimizer):
         slots = [[state[key] for state in holders] for key in keys]
         grads: list[Any] = [p.grad for p in params]
         if fast is not None and _uniform(params, grads, *slots):
-            fast.apply(params, grads, slots, h, step + 1)
+            fast.apply(params, grads, slots, rule.at(step), step + 1)
         else:
             _general(rule, params, grads, slots, step)
-        torch._foreach_add_([self.state[p]["step"] for p in params], 1.0)
+        torch._foreach_add_([state["step"] for state in states], _ONE, alpha=1.0)  # a float is much slower
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Torch's, but the state keeps the dtype it was saved in.
@@ -162,7 +165,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         before = self.param_groups
         super().load_state_dict(dict(state_dict))
         for old, new in zip(before, self.param_groups, strict=True):
-            for name in self.defaults:
+            for name in self.rule.hyperparameters():
                 new.setdefault(name, old[name])
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         mine = chain.from_iterable(group["params"] for group in self.param_groups)
@@ -175,9 +178,11 @@ class TorchOptimizer(torch.optim.Optimizer):
 def _uniform(first: list[Tensor], *others: list[Tensor]) -> bool:
     """Whether a kernel may run over these tensors as flat memory."""
     dtype, device = first[0].dtype, first[0].device
-    return all(
-        t.dtype == dtype and t.device == device and t.is_contiguous() for ts in (first, *others) for t in ts
-    )
+    for tensors in (first, *others):
+        for t in tensors:
+            if t.dtype is not dtype or t.device != device or not t.is_contiguous():
+                return False
+    return True
 
 
 def _stacked(tensors: list[Tensor]) -> dict[str, Tensor]:

@@ -63,9 +63,10 @@ class Stepper:
         raise NotImplementedError
 
     def kernel(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
-        """The update where every hyperparameter is a float and the decay has been done."""
+        """The update where every hyperparameter is a float; L2 decay is left to it."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def __call__(self, gradients: Weights, state: State, weights: Weights, step: int) -> None:
         """One update of stacked tensors, ``step`` 0 at the first."""
         if not weights:
@@ -75,25 +76,27 @@ class Stepper:
         slots = [[state[slot][n] for n in weights] for slot in self.rule.slots()]
         self.apply(list(weights.values()), g, slots, h, step + 1)
 
-    @torch.no_grad()
     def apply(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
-        """The same on lists: weights, gradients, state by slot; of any shape where ``h`` is all floats."""
-        if _nonzero(h.weight_decay):
-            g = self._decay(x, g, h)
-        varying = {name for name, value in vars(h).items() if isinstance(value, Tensor)} - {"weight_decay"}
+        """The same on lists: weights, gradients, state by slot; of any shape where ``h`` is all floats.
+
+        The caller has switched gradients off.
+        """
+        if self.rule.decay == "decoupled" and _nonzero(h.weight_decay):
+            for xi in x:
+                xi.mul_(cast(1 - h.lr * h.weight_decay, xi))
+            h = Coefficients({**vars(h), "weight_decay": 0.0})
+        varying = [name for name, value in vars(h).items() if isinstance(value, Tensor)]
         if not varying:
             self.kernel(x, g, slots, h, t)
-        elif varying == {"lr"} and sum(w.numel() for w in x) < SLICED_FROM * x[0].shape[0]:
-            self._buffered(x, g, slots, h, t)
+        elif {"lr", "weight_decay"}.issuperset(varying) and self._small(x):
+            if _nonzero(h.weight_decay):
+                g = [gi + cast(h.weight_decay, gi) * xi for gi, xi in zip(g, x, strict=True)]
+            self._buffered(x, g, slots, Coefficients({**vars(h), "weight_decay": 0.0}), t)
         else:
             self._sliced(x, g, slots, h, t)
 
-    def _decay(self, x: list[Tensor], g: list[Tensor], h: Any) -> list[Tensor]:
-        if self.rule.decay == "l2":
-            return [gi + cast(h.weight_decay, gi) * xi for gi, xi in zip(g, x, strict=True)]
-        for xi in x:
-            xi.mul_(cast(1 - h.lr * h.weight_decay, xi))
-        return g
+    def _small(self, x: list[Tensor]) -> bool:
+        return sum(w.numel() for w in x) < SLICED_FROM * x[0].shape[0]
 
     def _buffered(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
         self.buffers = _like(self.buffers, x)
@@ -165,7 +168,7 @@ class _Averaging(Stepper):
             lr=h.lr,
             beta1=h.beta1,
             beta2=h.beta2,
-            weight_decay=0.0,
+            weight_decay=h.weight_decay,
             eps=h.eps,
             amsgrad=len(slots) > 2,
             maximize=False,
@@ -187,9 +190,19 @@ class _Summing(Stepper):
         if x[0].is_cpu:
             clocks = [self.clock] * len(x)
             torch._fused_adagrad_(
-                x, g, slots[0], clocks, lr=h.lr, lr_decay=0.0, weight_decay=0.0, eps=h.eps, maximize=False
+                x,
+                g,
+                slots[0],
+                clocks,
+                lr=h.lr,
+                lr_decay=0.0,
+                weight_decay=h.weight_decay,
+                eps=h.eps,
+                maximize=False,
             )
             return
+        if h.weight_decay:
+            g = list(torch._foreach_add(g, x, alpha=h.weight_decay))
         torch._foreach_addcmul_(slots[0], g, g)
         scale = torch._foreach_sqrt(slots[0])
         torch._foreach_add_(scale, h.eps)
@@ -197,7 +210,7 @@ class _Summing(Stepper):
 
 
 class _Descending(Stepper):
-    """Plain descent by one scaled add, momentum by ``torch._fused_sgd_``."""
+    """Descent and momentum by ``torch._fused_sgd_``."""
 
     @staticmethod
     def serves(rule: Rule) -> bool:
@@ -208,15 +221,12 @@ class _Descending(Stepper):
 
     def kernel(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
         """One call for all tensors."""
-        if not slots:
-            torch._foreach_add_(x, g, alpha=-h.lr)
-            return
         torch._fused_sgd_(
             x,
             g,
-            slots[0],
-            weight_decay=0.0,
-            momentum=max(h.beta, 1e-300),  # at 0 the kernel would leave the buffer as it was
+            slots[0] if slots else [],
+            weight_decay=h.weight_decay,
+            momentum=max(h.beta, 1e-300) if slots else 0.0,  # at 0 it would leave the buffer as it was
             lr=h.lr,
             dampening=getattr(h, "dampening", 0.0),
             nesterov=isinstance(self.rule, Nesterov),

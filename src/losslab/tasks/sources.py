@@ -156,7 +156,7 @@ def _decode(table: pa.Table, image: str, label: str, mode: str) -> _Pair:
         pixels = np.empty((len(files), *first[::-1], len(mode) if mode != "L" else 1), dtype=np.uint8)
         for row, file in zip(pixels, files.to_pylist(), strict=True):
             row[:] = np.asarray(Image.open(io.BytesIO(file)).convert(mode)).reshape(row.shape)
-    except (KeyError, TypeError, ValueError, OSError, IndexError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, OSError) as error:
         raise LosslabError(
             f"the table does not hold images in {image!r} and labels in {label!r} ({error}): "
             "give the parquet files of the Hugging Face hub"

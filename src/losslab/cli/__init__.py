@@ -1,0 +1,35 @@
+"""The command line: ``losslab lecture``, ``losslab train``, ``losslab rules``.
+
+Thin: it parses, calls the library and prints. A mistake of the user's is one sentence on standard error and
+exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from losslab.errors import LosslabError
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command and exits: 0 when done, 2 after a mistake, 130 when interrupted."""
+    from losslab.cli.commands import parse
+
+    try:
+        parse(sys.argv[1:] if arguments is None else list(arguments))
+    except LosslabError as error:
+        print(f"losslab: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        place = f" {error.filename}" if error.filename else ""
+        print(
+            f"losslab: {error.strerror or error}{place}: check the path, its permissions and the free space",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("losslab: stopped; what was finished is kept, add --resume to go on", file=sys.stderr)
+        sys.exit(130)

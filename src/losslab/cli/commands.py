@@ -1,0 +1,123 @@
+"""The commands and their options, as types: tyro makes the parser and the help from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+Execution = Literal["auto", "stacked", "loop"]
+
+
+@dataclass(frozen=True)
+class Lecture:
+    """Run the lecture's claims and write report.html, claims.json and tables/."""
+
+    profile: str = "quick"
+    """quick (minutes), full (all replicates) or paper (the papers' own settings)."""
+    section: tuple[str, ...] = ()
+    """Only these sections: 6.3 includes 6.3.1, 6.3.2, ..."""
+    claim: tuple[str, ...] = ()
+    """Only these claims: C16 C31."""
+    seeds: int | None = None
+    """Replicates, where an experiment has seeds."""
+    data: Path | None = None
+    """Folder with mnist/ and cifar10/, for the experiments that use them."""
+    out: Path = Path("losslab-report")
+    """Where the report goes."""
+    resume: bool = False
+    """Keep the claims that are finished in the output folder and run the rest."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        from losslab.cli.lecture import lecture
+
+        lecture(self)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a population on a task of yours and print what came of each member."""
+
+    task: Annotated[str, tyro.conf.Positional]
+    """FILE.py:NAME of a Task (or of a function that returns one), or digits, mnist, cifar10, ..."""
+    rule: str = "adam"
+    """Update rule; `losslab rules` lists them. torch.NAME takes a torch.optim class."""
+    lr: tuple[float, ...] = ()
+    """Learning rates; each is trained with every seed."""
+    hyper: tuple[str, ...] = ()
+    """Other options of the rule, NAME=VALUE or NAME=VALUE,VALUE,...: beta1=0.9,0.99 variant=lecture."""
+    seeds: int = 1
+    """Members for each combination of values, with seeds 0, 1, ..."""
+    epochs: float | None = None
+    """Passes over the training data (1 if steps are not given either)."""
+    steps: int | None = None
+    """Updates, instead of epochs."""
+    batch_size: int | None = None
+    """Examples a batch: 32 by default, all of them for gd and newton."""
+    shared_batches: bool = False
+    """One data order for all members."""
+    replacement: bool = False
+    """Draw every batch anew, with replacement."""
+    dtype: str = "float32"
+    """float32, float64 or bfloat16."""
+    device: str = "cpu"
+    """Where to train."""
+    execution: Execution = "auto"
+    """auto picks the fastest; stacked insists on one program; loop trains one by one."""
+    memory: float | None = None
+    """Gigabytes to stay within."""
+    patience: int | None = None
+    """Stop a member after so many evaluations without a better validation loss."""
+    data: Path | None = None
+    """Folder with mnist/ and cifar10/."""
+    out: Path | None = None
+    """Folder for checkpoints, history and the trained weights."""
+    resume: bool = False
+    """Go on with the run in the output folder, bit for bit."""
+    checkpoint_every: float = 30.0
+    """Seconds between checkpoints."""
+    threads: int | None = field(default=None)
+    """CPU threads; all cores by default."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        from losslab.cli.train import train
+
+        train(self)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """List the update rules, or show one rule's page."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """A rule: its equation, defaults, variants, and how torch and the notes differ."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        from losslab.cli.rules import rules
+
+        rules(self.name)
+
+
+Command = (
+    Annotated[Lecture, tyro.conf.subcommand("lecture")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Rules, tyro.conf.subcommand("rules")]
+)
+
+
+def parse(arguments: Sequence[str]) -> None:
+    """Parses a command line and runs its command."""
+    command: Lecture | Train | Rules = tyro.cli(
+        Command,
+        prog="losslab",
+        description="A laboratory for the optimization of neural networks.",
+        args=list(arguments) or ["--help"],
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    command.run()
