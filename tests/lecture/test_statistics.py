@@ -219,6 +219,7 @@ def test_spearman() -> None:
     ranks = np.corrcoef(rankdata(x), rankdata(y))[0, 1]
     assert spearman(x, y) == pytest.approx(ranks)
     assert spearman(x, -np.exp(x)) == pytest.approx(-1)
+    assert spearman([1, 2], [2, 1]) == pytest.approx(-1)
     assert np.isnan(spearman([1, 1, 1], [1, 2, 3]))
     with pytest.raises(LosslabError, match="at least two pairs"):
         spearman([1], [2])

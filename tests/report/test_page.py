@@ -211,7 +211,7 @@ def test_a_page_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     [
         ("x_t", "x<sub>t</sub>"),
         ("c_{i,0} < 1", "c<sub>i,0</sub> &lt; 1"),
-        ("(1 − ηλ_i)^t", "(1 − ηλ_i)<sup>t</sup>"),
+        ("(1 − ηλ_i)^t", "(1 − ηλ<sub>i</sub>)<sup>t</sup>"),
         ("λ_i^2", "λ<sub>i</sub><sup>2</sup>"),
         ("t^(−1/2)", "t<sup>−1/2</sup>"),
         ("step_size and lr_decay", "step_size and lr_decay"),

@@ -182,10 +182,10 @@ def test_a_rate_held_as_a_tensor_may_change_in_place() -> None:
     ours, theirs = parameters(), parameters()
     optimizer, rate = Adapter(ours.values(), SGD(lr=0.1)), torch.tensor(0.1, dtype=torch.float64)
     optimizer.param_groups[0]["lr"] = rate
-    drive(optimizer, ours, steps=1)
-    rate.fill_(0.2)
-    drive(optimizer, ours, steps=1, first=1)
-    drive(Adapter(theirs.values(), SGD(lr=schedules.exponential(0.1, rate=2.0))), theirs, steps=2)
+    for k in range(4):
+        drive(optimizer, ours, steps=1, first=k)
+        rate.mul_(2)
+    drive(Adapter(theirs.values(), SGD(lr=schedules.exponential(0.1, rate=2.0))), theirs, steps=4)
     same(ours, theirs)
 
 
@@ -244,8 +244,8 @@ def test_a_matrix_rule_sees_the_group_as_one_vector() -> None:
 def test_weights_in_another_memory_format(rule: Any) -> None:
     plain = nn.Conv2d(2, 3, 3).double()
     strided = copy.deepcopy(plain).to(memory_format=torch.channels_last)
-    for net in (plain, strided):
-        optimizer = Adapter(net.parameters(), rule)
+    both = [Adapter(net.parameters(), rule) for net in (plain, strided)]
+    for net, optimizer in zip((plain, strided), both, strict=True):
         for k in range(3):
             x = torch.linspace(-1, 1, 50, dtype=torch.float64).view(1, 2, 5, 5) * (k + 1)
             optimizer.zero_grad()
@@ -253,6 +253,8 @@ def test_weights_in_another_memory_format(rule: Any) -> None:
             optimizer.step()
     assert strided.weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(strided.weight, plain.weight, rtol=1e-10, atol=1e-12)
+    for key, value in both[0].state[plain.weight].items():
+        torch.testing.assert_close(both[1].state[strided.weight][key], value, rtol=1e-10, atol=1e-12)
 
 
 def test_training_a_network() -> None:

@@ -152,6 +152,20 @@ def test_first_steps_of_rmsprop() -> None:
     assert moves(RMSProp(lr=1.0, variant="inside"), [1e-4])[0] == pytest.approx(1e-4 / (1e-9 + 1e-8) ** 0.5)
 
 
+def test_a_variance_below_zero_by_rounding_is_zero() -> None:
+    p = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.RMSprop([p], alpha=0.9, centered=True)
+    x = {"x": torch.zeros(1, 1)}
+    rule = RMSProp(centred=True)
+    state = rule.init(x)
+    for step in range(600):
+        p.grad = torch.full_like(p, 0.123456)
+        optimizer.step()
+        x, state = rule.update({"x": torch.full((1, 1), 0.123456)}, state, x, step)
+    assert p.isnan().all()
+    assert x["x"].isfinite().all()
+
+
 def test_adam_moves_half_a_rate_where_the_gradient_is_eps() -> None:
     assert moves(Adam(lr=1.0), [1e-8])[0] == pytest.approx(0.5)
 
@@ -225,15 +239,17 @@ def test_newton_spoils_only_the_member_whose_hessian_is_singular() -> None:
     hessians[2, 0, 0] = torch.nan
     curvature = type("Fixed", (), {"hessian": lambda self: hessians})()
     x = {"x": torch.ones(4, 2, dtype=torch.float64)}
-    new, _ = Newton().update({"x": torch.ones(4, 2, dtype=torch.float64)}, {}, x, 0, curvature)
+    g = torch.tensor([1.0, 2.0], dtype=torch.float64).repeat(4, 1)
+    new, _ = Newton().update({"x": g}, {}, x, 0, curvature)
     assert torch.isnan(new["x"][1:3]).all()
-    assert (new["x"][[0, 3]] == 0).all()
+    assert (new["x"][[0, 3]] == 1 - g[0]).all()
 
 
 def test_full_adagrad_is_diagonal_on_one_weight_and_spoils_no_neighbour() -> None:
     gradients = [1.0, -2.0, 0.5]
     rule = FullAdaGrad(lr=1.0, eps=0.1)
     np.testing.assert_allclose(moves(rule, gradients), moves(AdaGrad(lr=1.0, eps=0.1), gradients), rtol=1e-12)
-    x = {"x": torch.zeros(3, 2)}
-    new, _ = rule.update({"x": torch.tensor([[1.0, 2], [torch.nan, 1], [2, 1]])}, rule.init(x), x, 0)
-    assert new["x"].isnan().any(1).tolist() == [False, True, False]
+    x = {"x": torch.zeros(4, 2)}
+    g = torch.tensor([[1.0, 2], [torch.nan, 1], [2, 1], [1e30, 1]])  # the last one's square overflows
+    new, _ = rule.update({"x": g}, rule.init(x), x, 0)
+    assert new["x"].isnan().all(1).tolist() == [False, True, False, True]

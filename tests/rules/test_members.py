@@ -153,7 +153,7 @@ ways = {
 
 @every_kernel
 @pytest.mark.parametrize("way", ways)
-@pytest.mark.parametrize("sliced_from", [0, fused.SLICED_FROM], ids=["sliced", "buffered"])
+@pytest.mark.parametrize("sliced_from", [0, 5, fused.SLICED_FROM], ids=["sliced", "mixed", "buffered"])
 def test_in_place_equals_the_equation(
     case: Case, way: str, sliced_from: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

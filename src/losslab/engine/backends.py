@@ -144,7 +144,7 @@ class TapeBackend(TableBackend):
 
     def gradients(self, fn: Function, at: Stand) -> tuple[Tensor, Stack]:
         """Runs the network's code on `Node` values and plays the tape back."""
-        leaf = {n: Node(w.detach()) for n, w in at.weights.items()}
+        leaf = tape.leaves(at.weights)
         values: dict[str, Stacked] = {**leaf, **{n: Stacked(b) for n, b in at.buffers.items()}}
         given = map_nest(Stacked, at.batch) if at.private else at.batch
         with torch.no_grad(), self.template.holding(values, True) as module:
@@ -153,7 +153,10 @@ class TapeBackend(TableBackend):
             if not isinstance(loss, Node) or loss.dim() != 0:
                 raise NotInTable("a loss that is no scalar of the weights")
             tape.backward(loss)
-        return loss.data, tape.gradients(leaf, at.weights)
+        grads = {
+            n: torch.zeros_like(node.data) if node.grad is None else node.grad for n, node in leaf.items()
+        }
+        return loss.data, grads
 
 
 class VmapBackend(Backend):

@@ -42,7 +42,7 @@ def products(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x W^T + b`` of N members: x ``[N, B, i]``, W ``[N, o, i]``, b ``[N, o]`` -> ``[N, B, o]``; no autograd.
+    """``x W^T + b`` of N members: x ``[N, B, i]``, W ``[N, o, i]``, b ``[N, o]`` -> ``[N, B, o]``; no graph.
 
     A layer narrower than its batch comes out feature-major, as a transposed view.
     """

@@ -158,6 +158,7 @@ class Population:
         from losslab.provenance import machine
 
         told: dict[str, Any] = {"settings": self.settings(), "step": self.step, "machine": machine()}
+        told["columns"] = self.log.columns
         told["execution"] = None if self.execution is None else self.execution.describe()
         return told
 
@@ -195,7 +196,9 @@ class Population:
         }
         self.optimizers = groups.get("optimizers", {})
         self.best = groups.get("best", {})
-        self.log = History.from_tensors(len(self), groups["history"])
+        self.log = History.from_tensors(
+            len(self), {c: groups["history"][c] for c in ["steps", *meta["columns"]]}
+        )
         self.diverged, self.stopped = tensors["diverged"], tensors["stopped"]
         self.step = int(meta["step"])
 
@@ -210,7 +213,9 @@ def _last_finite(column: Tensor) -> float:
 
 
 def _differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """What differs between two settings, the rule's options told one by one."""
     told = []
+    saved, wanted = saved | saved["rule"], wanted | wanted["rule"]
     for name in sorted({*saved, *wanted}):
         a, b = saved.get(name), wanted.get(name)
         if name == "steps" and isinstance(a, int) and isinstance(b, int) and b >= a:

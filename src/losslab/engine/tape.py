@@ -35,13 +35,15 @@ class Node(Stacked):
         parents: The values it was made of, each with the product that sends a gradient back to it.
     """
 
-    __slots__ = ("grad", "parents", "seen")
+    __slots__ = ("grad", "parents", "tape")
 
     def __init__(self, data: Tensor, parents: tuple[tuple[Node, Vjp], ...] = ()) -> None:
-        super().__init__(data)
+        self.data = data
         self.parents = parents
         self.grad: Tensor | None = None
-        self.seen = False
+        if parents:
+            self.tape: list[Node] = parents[0][0].tape
+            self.tape.append(self)
 
     @classmethod
     def __torch_function__(
@@ -60,32 +62,28 @@ class Node(Stacked):
         return lambda *args, **kwargs: rule(self, *args, **kwargs)
 
 
+def leaves(weights: Stack) -> dict[str, Node]:
+    """The weights as nodes at the start of a fresh tape."""
+    tape: list[Node] = []
+    nodes = {}
+    for name, weight in weights.items():
+        nodes[name] = node = Node(weight.detach())
+        node.tape = tape
+    return nodes
+
+
 def backward(result: Node) -> None:
-    """Leaves d(sum of ``result``)/d(value) in ``grad`` of every value on its tape."""
-    order: list[Node] = []
-    stack: list[tuple[Node, bool]] = [(result, False)]
-    while stack:
-        node, done = stack.pop()
-        if done:
-            order.append(node)
-        elif not node.seen:
-            node.seen = True
-            stack.append((node, True))
-            stack.extend((parent, False) for parent, _ in node.parents)
+    """Leaves d(sum of ``result``)/d(value) in ``grad`` of the leaves: the tape played in reverse."""
     result.grad = torch.ones_like(result.data)
-    for node in reversed(order):
+    for node in reversed(result.tape):
         g = node.grad
-        if g is None or not node.parents:
+        if g is None:
             continue
         for parent, vjp in node.parents:
             sent = vjp(g)
             parent.grad = sent if parent.grad is None else parent.grad + sent
         node.grad = None
-
-
-def gradients(leaves: dict[str, Node], like: Stack) -> Stack:
-    """The gradients that `backward` left at the weights."""
-    return {n: torch.zeros_like(like[n]) if node.grad is None else node.grad for n, node in leaves.items()}
+    result.tape.clear()
 
 
 def _rule(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -288,17 +286,23 @@ def _cross_entropy(
         raise NotInTable("this form of cross_entropy")
     z = input.data
     labels = target.data if isinstance(target, Stacked) else target.expand(z.shape[0], *target.shape)
-    labels, kept = kernels.checked_labels(labels, z.shape[2], ignore_index)
-    if kept is not None:
-        raise NotInTable("cross_entropy with ignored targets")
     log_p = torch.log_softmax(z.transpose(1, 2).contiguous(), 1)
-    index = labels.unsqueeze(1)
-    count = labels.shape[1]
+    share: Tensor | float = 1 / labels.shape[1]
+    try:
+        if labels.is_cuda or 0 <= ignore_index < z.shape[2]:
+            raise IndexError  # look before indexing: a GPU would stop the program, the index may be valid
+        picked = log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
+    except (IndexError, RuntimeError):
+        labels, kept = kernels.checked_labels(labels, z.shape[2], ignore_index)
+        picked = log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
+        if kept is not None:
+            share = kept.to(z.dtype) / kept.sum(1, keepdim=True)
 
     def vjp(g: Tensor) -> Tensor:
-        return kernels.cross_entropy_vjp(log_p, index, (g / count).view(-1, 1, 1)).transpose(1, 2)
+        each = (g[:, None] * share)[:, None, :] if isinstance(share, Tensor) else (g * share).view(-1, 1, 1)
+        return kernels.cross_entropy_vjp(log_p, labels.unsqueeze(1), each).transpose(1, 2)
 
-    return Node(log_p.gather(1, index).squeeze(1).mean(1).neg_(), ((input, vjp),))
+    return Node((picked * share).sum(1).neg_(), ((input, vjp),))
 
 
 @_rule(F.mse_loss)

@@ -145,7 +145,7 @@ class Trainer:
                     self._evaluate()
                 if p.step >= total or not len(self.active):
                     break
-                loss = self._step(watch)
+                loss = self.step(watch)
                 if bar.due():
                     bar.update(p.step, float(loss.mean()), len(self.active))
             if len(self.active):
@@ -159,7 +159,8 @@ class Trainer:
         self._finish()
         return p
 
-    def _step(self, watch: Callable[[Population], None] | None) -> Tensor:
+    def step(self, watch: Callable[[Population], None] | None = None) -> Tensor:
+        """One update of every active member; their losses ``[n]`` before it."""
         p, step = self.population, self.population.step
         index = None if self.batches is None else self.batches.at(step)
         train = self.data["train"]

@@ -115,7 +115,7 @@ def train(
         evaluate_on=_data_sets(task, evaluate_on),
         stop=stop,
     )
-    population = _born(task, rule, plan, members, start)
+    population = born(task, rule, plan, members, start)
     trainer = Trainer(population, None if out is None else Path(out), resume, checkpoint_every)
     return trainer.run(progress, watch)
 
@@ -153,14 +153,14 @@ def _data_sets(task: Task, names: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _born(
+def born(
     task: Task,
     rule: Rule | TorchRule,
     plan: Plan,
     seeds: list[int],
-    start: Points | Population | nn.Module | None,
+    start: Points | Population | nn.Module | None = None,
 ) -> Population:
-    """The population before its first step."""
+    """The population before its first step: weights drawn from the seeds, the task checked."""
     modules: dict[int, nn.Module] = {}
     for seed in dict.fromkeys(seeds):
         with randomness.seeded(seed, "init"):

@@ -112,14 +112,14 @@ def badge(row: Result | Claim) -> Badge:
     return FAILED if row.verdict is None else BADGES[row.verdict]
 
 
-_INDEX = re.compile(r"(?<![^\W\d_])([^\W\d_]\u0302?|\))_(\{[^{}]+\}|[^\W_]+)")
+_INDEX = re.compile(r"((?:(?<![^\W\d_])[A-Za-z]|[Α-Ωα-ω])\u0302?|\))_(\{[^{}]+\}|[^\W_]+)")
 _EXPONENT = re.compile(r"\^(\{[^{}]+\}|\([^()]+\)|[^\W_]+)")
 
 
 def typeset(text: str) -> Markup:
     """Plain text as HTML in which ``x_t``, ``c_{i,0}`` and ``β^t`` have their indices and exponents raised.
 
-    Only a single letter, or a closing bracket, takes an index: names such as ``step_size`` stay as they are.
+    Only a single or Greek letter, or a bracket, takes an index: names such as ``step_size`` stay as they are.
 
     Example:
         >>> print(typeset("x_{t+1} < λ_i^2 for step_size"))

@@ -20,7 +20,7 @@ from losslab.rules.rmsprop import RMSProp
 from losslab.rules.rule import Coefficients, Rule, State, Weights, _nonzero, cast
 
 SLICED_FROM = 32768
-"""Weights a member from which one kernel call a member beats one call on all and a scaled add."""
+"""Size of a member's tensor from which one kernel call a member beats one call on all and a scaled add."""
 
 INFINITY = 1e30
 """A step count at which every correction ``1 - beta^t`` is exactly 1; finite, and a float32."""
@@ -88,17 +88,25 @@ class Stepper:
         varying = [name for name, value in vars(h).items() if isinstance(value, Tensor)]
         if not varying:
             self.kernel(x, g, slots, h, t)
-        elif {"lr", "weight_decay"}.issuperset(varying) and self._small(x):
-            if _nonzero(h.weight_decay):
-                g = [gi + cast(h.weight_decay, gi) * xi for gi, xi in zip(g, x, strict=True)]
-            self._buffered(x, g, slots, Coefficients({**vars(h), "weight_decay": 0.0}), t)
+        elif {"lr", "weight_decay"}.issuperset(varying):
+            large = [w[0].numel() >= SLICED_FROM for w in x]
+            for way, chosen in ((self._sliced, True), (self._buffered, False)):
+                part = [
+                    [t for t, big in zip(ts, large, strict=True) if big is chosen] for ts in (x, g, *slots)
+                ]
+                if part[0]:
+                    way(part[0], part[1], part[2:], h, t)
         else:
             self._sliced(x, g, slots, h, t)
 
-    def _small(self, x: list[Tensor]) -> bool:
-        return sum(w.numel() for w in x) < SLICED_FROM * x[0].shape[0]
-
     def _buffered(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
+        if _nonzero(h.weight_decay):
+            g = [gi + cast(h.weight_decay, gi) * xi for gi, xi in zip(g, x, strict=True)]
+            h = Coefficients({**vars(h), "weight_decay": 0.0})
+        self._scaled(x, g, slots, h, t)
+
+    def _scaled(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
+        """One kernel call with rate 1 into a zero buffer, then one scaled add."""
         self.buffers = _like(self.buffers, x)
         torch._foreach_zero_(self.buffers)
         self.kernel(self.buffers, g, slots, Coefficients({**vars(h), "lr": 1.0}), t)
@@ -234,9 +242,10 @@ class _Descending(Stepper):
             is_first_step=t == 1,
         )
 
-    def _buffered(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
+    def _scaled(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
+        """Plain descent needs no buffer: its direction is the gradient."""
         if slots:
-            super()._buffered(x, g, slots, h, t)
+            super()._scaled(x, g, slots, h, t)
             return
         for xi, gi in zip(x, g, strict=True):
             xi.addcmul_(gi, cast(-h.lr, xi))

@@ -114,7 +114,9 @@ class Data:
         if index.ndim == 1:
             return map_nest(lambda leaf: leaf.index_select(0, index), self.examples)
         flat = index.reshape(-1)
-        return map_nest(lambda leaf: leaf.index_select(0, flat).unflatten(0, index.shape), self.examples)
+        return map_nest(
+            lambda leaf: leaf.index_select(0, flat).view(*index.shape, *leaf.shape[1:]), self.examples
+        )
 
     def all(self) -> Nest:
         """The nest of all examples, without a copy."""

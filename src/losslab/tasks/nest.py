@@ -43,6 +43,8 @@ def map_nest(fn: Callable[..., Any], nest: Nest, *rest: Nest) -> Nest:
 
 def map_leaves(fn: Callable[..., Any], nest: Nest, *rest: Nest) -> Nest:
     """As :func:`map_nest`, with ``fn`` applied to every leaf, tensor or not."""
+    if isinstance(nest, Tensor):  # asked first: this runs at every step, and the next question is slow
+        return fn(nest, *rest)
     if isinstance(nest, Mapping):
         for other in rest:
             if not isinstance(other, Mapping) or other.keys() != nest.keys():

@@ -84,7 +84,7 @@ class Bowls:
         wanted = torch.tensor(levels, dtype=torch.float64)[:, None] * self.value(self.start)
         found = torch.full(wanted.shape, torch.inf, dtype=torch.float64)
         hessian = self.hessian if rule.needs_curvature else None
-        for move in drive(rule, self.gradient, self.start, limit, hessian):
+        for move in drive(rule, self.gradient, self.start, limit + 1, hessian):
             # The gradient is that of the point before: no need for another product.
             value = ((move.before - self.centre) * move.gradient).sum(1) / 2
             found = torch.where((value < wanted) & (found == torch.inf), float(move.step), found)

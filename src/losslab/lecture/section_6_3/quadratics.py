@@ -12,7 +12,8 @@ from torch import Tensor
 from losslab.engine import train
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables, decided_by
 from losslab.lecture.figures import figure, lines, reference
-from losslab.lecture.section_6_3 import newton
+from losslab.lecture.section_6_3 import expense, newton
+from losslab.lecture.section_6_3.convergence import CONDITIONS, DIMENSION, iterations
 from losslab.lecture.section_6_3.driving import drive
 from losslab.lecture.section_6_3.landscapes import Bowls
 from losslab.lecture.statistics import fit_power_law
@@ -23,11 +24,6 @@ from losslab.tasks import Task, half_mse, logistic_regression, supervised
 if TYPE_CHECKING:
     import pandas as pd
 
-CONDITIONS = (10.0, 30.0, 100.0, 300.0, 1000.0)
-TARGET = 1e-12
-"""f / f(start) at which a run counts as done."""
-
-DIMENSION = 20
 NEARBY = (1.5, 1.95, 2.05, 2.5)
 """Rates for the two Gaussians: the paper's two, and one on each side of the limit 2/1."""
 
@@ -35,22 +31,6 @@ SLOPE = "iterations grow in proportion to the condition number"
 FLIPS = "late steps on which the stiff component keeps its sign, 1/L < η < 2/L"
 CALM = "steps on which it changes sign, η ≤ 1/L"
 LIMIT = "largest stable rate on two Gaussians with a bias"
-
-
-def gd_iterations(conditions: Sequence[float], seeds: Sequence[int], target: float = TARGET) -> pd.DataFrame:
-    """Iterations of gradient descent at its best fixed rate, and the number that theory gives.
-
-    Theory: f shrinks by ``((kappa - 1)/(kappa + 1))^2`` an iteration, so ``log(1/target)`` takes
-    ``log(1/target) / (2 log((kappa + 1)/(kappa - 1)))`` of them.
-    """
-    import pandas as pd
-
-    pairs = [(kappa, seed) for kappa in conditions for seed in seeds]
-    bowls = Bowls.of(*zip(*pairs, strict=True), dimension=DIMENSION)
-    rule = GD(lr=2 / (bowls.mu + bowls.L))
-    found = bowls.crossings(rule, [target], limit=int(20 * max(conditions)))[0]
-    table = pd.DataFrame(pairs, columns=["kappa", "seed"]).assign(iterations=found.numpy())
-    return table.assign(theory=-np.log(target) / (2 * np.log((table.kappa + 1) / (table.kappa - 1))))
 
 
 def sign_changes(instances: int, steps: int, low: float, high: float, seed: int) -> pd.DataFrame:
@@ -124,7 +104,7 @@ def two_gaussians(seed: int, examples: int = 100) -> Task:
     values, vectors = torch.linalg.eigh(x.T @ x / examples)
     wanted = torch.tensor([0.036, 0.84], dtype=torch.float64)
     x = x @ vectors @ torch.diag((wanted / values).sqrt()) @ vectors.T
-    return supervised(logistic_regression(2, 1), (x, y), criterion=half_mse, name="two_gaussians")
+    return supervised(logistic_regression(2, 1).to(torch.float64), (x, y), criterion=half_mse, name="two_gaussians")
 
 
 def gaussian_runs(seeds: Sequence[int], steps: int) -> pd.DataFrame:
@@ -151,7 +131,7 @@ def experiment(lab: Lab) -> Tables:
     seeds = range(lab.replicates(10, 30))
     instances = lab.pick(200, 1000)
     return {
-        "iterations": gd_iterations(CONDITIONS, seeds),
+        "iterations": iterations(["gradient descent"], CONDITIONS, seeds),
         "above": sign_changes(instances, 60, 1.0, 2.0, seed=1),
         "below": sign_changes(instances, 60, 0.05, 1.0, seed=2),
         "stiff": stiff_traces((0.5, 1.5, 1.9), 40),
@@ -249,4 +229,4 @@ C18 = Claim(
     ),
 )
 
-CLAIMS = [C18, *newton.CLAIMS]
+CLAIMS = [C18, newton.C19, expense.C20]
