@@ -6,8 +6,8 @@ they look at. Buffers are advanced in place when training; whoever wants them ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from losslab.engine import table, table_layers, tape  # noqa: F401  (the tables fill themselves)
 from losslab.engine.points import Stack
-from losslab.engine.randomness import MemberRandom
+from losslab.engine.randomness import MemberRandom, reseeded
 from losslab.engine.stacked import NotInTable, Stacked
 from losslab.engine.tape import Node
 from losslab.engine.template import Template
@@ -92,7 +92,7 @@ class Backend:
         Args:
             fn: A loss or metrics.
             at: The members; their buffers are advanced in place when training.
-            training: Whether dropout and batch norm act as in training.
+            training: Whether the network is in training mode, for dropout and batch norm.
         """
         raise NotImplementedError
 
@@ -107,9 +107,9 @@ class Backend:
         }
 
     def _randomness(
-        self, keys: Tensor, training: bool, wrap: Callable[[Tensor], Any] = lambda t: t
+        self, keys: Tensor, wrap: Callable[[Tensor], Any] = lambda t: t
     ) -> AbstractContextManager[Any]:
-        return MemberRandom(keys, wrap) if self.draws and training else nullcontext()
+        return MemberRandom(keys, wrap) if self.draws else nullcontext()
 
 
 class TableBackend(Backend):
@@ -121,10 +121,7 @@ class TableBackend(Backend):
         """Runs the network's code once, on `Stacked` values."""
         values = {n: Stacked(t) for n, t in (*at.weights.items(), *at.buffers.items())}
         given = map_nest(Stacked, at.batch) if at.private else at.batch
-        with (
-            self.template.holding(values, training) as module,
-            self._randomness(at.keys, training, Stacked),
-        ):
+        with self.template.holding(values, training) as module, self._randomness(at.keys, Stacked):
             result = fn(module, given)
         if isinstance(result, dict):
             return {name: _unwrapped(value) for name, value in result.items()}
@@ -148,7 +145,7 @@ class TapeBackend(TableBackend):
         values: dict[str, Stacked] = {**leaf, **{n: Stacked(b) for n, b in at.buffers.items()}}
         given = map_nest(Stacked, at.batch) if at.private else at.batch
         with torch.no_grad(), self.template.holding(values, True) as module:
-            with self._randomness(at.keys, True, Stacked):
+            with self._randomness(at.keys, Stacked):
                 loss = fn(module, given)
             if not isinstance(loss, Node) or loss.dim() != 0:
                 raise NotInTable("a loss that is no scalar of the weights")
@@ -173,11 +170,10 @@ class VmapBackend(Backend):
             if at.private:
                 parts = iter(tensors)
                 given = map_nest(lambda _: next(parts), at.batch)
-            with (
-                self.template.holding({**w, **held}, training) as module,
-                self._randomness(key, training),
-            ):
-                return fn(module, given), held
+            values = {**w, **held}
+            with self.template.holding(values, training) as module, self._randomness(key):
+                result = fn(module, given)
+                return result, held | self.template.replaced(values)
 
         tensors = leaves(at.batch) if at.private else []
         mapped = torch.func.vmap(one, in_dims=(0, 0, 0, 0), randomness="error")
@@ -223,20 +219,12 @@ class LoopBackend(Backend):
     def _one(self, fn: Function, weights: Stack, at: Stand, i: int, training: bool) -> Any:
         given = map_nest(lambda t: t[i], at.batch) if at.private else at.batch
         values = {**weights, **{n: b[i] for n, b in at.buffers.items()}}
-        seeding = _seeded(int(at.keys[i])) if self.global_draws and training else nullcontext()
-        with (
-            seeding,
-            self.template.holding(values, training) as module,
-            self._randomness(at.keys[i], training),
-        ):
-            return fn(module, given)
-
-
-@contextmanager
-def _seeded(key: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key & ((1 << 63) - 1))
-        yield
+        seeding = reseeded(int(at.keys[i])) if self.global_draws else nullcontext()
+        with seeding, self.template.holding(values, training) as module, self._randomness(at.keys[i]):
+            result = fn(module, given)
+            for name, moved in self.template.replaced(values).items():
+                at.buffers[name][i].copy_(moved)
+        return result
 
 
 BACKENDS: dict[str, type[Backend]] = {

@@ -233,9 +233,7 @@ class _CountingLoop(LoopBackend):
 
     mode: MemberRandom
 
-    def _randomness(
-        self, keys: Tensor, training: bool, wrap: Any = lambda t: t
-    ) -> AbstractContextManager[Any]:
+    def _randomness(self, keys: Tensor, wrap: Any = lambda t: t) -> AbstractContextManager[Any]:
         self.mode = MemberRandom(keys, wrap)
         return self.mode
 

@@ -39,8 +39,18 @@ def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
 @contextmanager
 def seeded(seed: int, purpose: str, *index: int) -> Iterator[None]:
     """Seeds torch's global generator inside and puts it back after, for code that accepts no generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(seed, purpose, *index))
+    with reseeded(key(seed, purpose, *index)):
+        yield
+
+
+@contextmanager
+def reseeded(number: int) -> Iterator[None]:
+    """Seeds torch's global generators (also the GPUs' that are in use) inside and puts them back after."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        # Not torch.manual_seed: where no GPU is in use yet, it would seed the caller's for later.
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[d] for d in devices)):
+            generator.manual_seed(number & ((1 << 63) - 1))
         yield
 
 

@@ -107,11 +107,12 @@ class Stacked:
 
 
 def _dunder(name: str) -> Callable[..., Any]:
+    function = getattr(Tensor, name)
+
     def call(self: Stacked, *args: Any) -> Any:
-        operation = OPERATIONS.get(getattr(Tensor, name))
-        if operation is None:
-            raise NotInTable(f"Tensor.{name}")
-        return operation(self, *args)
+        # As torch dispatches, to the most derived type: what meets a value on a tape goes on the tape.
+        kind = next((type(a) for a in args if isinstance(a, type(self))), type(self))
+        return kind.__torch_function__(function, (), (self, *args))
 
     return call
 

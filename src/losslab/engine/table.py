@@ -134,10 +134,14 @@ def _axes(dim: Any, rank: int) -> Any:
 
 
 def _reduction(function: Any) -> Callable[..., Any]:
-    def run(x: Stacked, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Stacked:
-        if not isinstance(x, Stacked):
+    def run(x: Stacked, dim: Any = None, *args: Any, keepdim: bool = False, **kwargs: Any) -> Stacked:
+        if not isinstance(x, Stacked) or isinstance(dim, bool):
             raise NotInTable(function.__name__)
-        if dim is None or dim == ():
+        if args:
+            if len(args) > 1 or function in (torch.var, torch.std):  # theirs is "unbiased" in this place
+                raise NotInTable(f"{function.__name__} with positional options")
+            keepdim = args[0]
+        if dim is None or dim in ((), []):
             if keepdim:
                 raise NotInTable(f"{function.__name__} of everything with keepdim")
             flat = x.data.reshape(x.data.shape[0], -1)

@@ -20,6 +20,10 @@ def _stack_of(value: Any, members: int) -> Tensor:
     return value.data if isinstance(value, Stacked) else value.expand(members, *value.shape)
 
 
+def _members(*values: Any) -> int:
+    return next(v.data.shape[0] for v in values if isinstance(v, Stacked))
+
+
 @register(F.linear)
 def _linear(x: Any, weight: Any, bias: Any = None) -> Stacked:
     if not isinstance(weight, Stacked) or (bias is not None and not isinstance(bias, Stacked)):
@@ -76,16 +80,17 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Stacked:
-    values = (x, running_mean, running_var, weight, bias)
-    if not isinstance(x, Stacked) or any(v is not None and not isinstance(v, Stacked) for v in values):
-        raise NotInTable("batch norm of a shared value")
-    mean, var, scale, shift = (None if v is None else v.data for v in values[1:])
-    return Stacked(kernels.batch_norm(x.data, mean, var, scale, shift, training, momentum, eps))
+    values = (running_mean, running_var, weight, bias)
+    if any(v is not None and not isinstance(v, Stacked) for v in values):
+        raise NotInTable("batch norm with shared statistics")
+    mean, var, scale, shift = (None if v is None else v.data for v in values)
+    data = _stack_of(x, _members(x, *values))
+    return Stacked(kernels.batch_norm(data, mean, var, scale, shift, training, momentum, eps))
 
 
 @register(F.layer_norm)
-def _layer_norm(x: Stacked, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Stacked:
-    y = Stacked(F.layer_norm(x.data, shape, eps=eps))
+def _layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Stacked:
+    y = Stacked(F.layer_norm(_stack_of(x, _members(x, weight, bias)), shape, eps=eps))
     y = y if weight is None else OPERATIONS[torch.mul](y, weight)
     return y if bias is None else OPERATIONS[torch.add](y, bias)
 
@@ -159,7 +164,7 @@ def _pairwise_loss(function: Any) -> Callable[..., Any]:
         kwargs = {k: v for k, v in kwargs.items() if v is not None}
         if tuple(input.shape) != tuple(target.shape):
             raise NotInTable(f"{function.__name__} of two shapes")
-        members = next(v.data.shape[0] for v in (input, target) if isinstance(v, Stacked))
+        members = _members(input, target)
         pair = (_stack_of(input, members), _stack_of(target, members))
         return _reduced(function(*pair, reduction="none", **kwargs), reduction)
 

@@ -47,6 +47,12 @@ class Template:
                 table[key] = tensor
             self._refresh_recurrent()
 
+    def replaced(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Buffers that the network's code has given new tensors (``self.count = self.count + 1``), inside
+        `holding` these values; those changed in place are not among them."""
+        now = {name: table[key] for table, key, name in self.slots}
+        return {n: now[n].detach() for n in self.buffers if now[n] is not values[n]}
+
     def _refresh_recurrent(self) -> None:
         # Recurrent layers keep a second list of references to their weights.
         for layer in self.recurrent:

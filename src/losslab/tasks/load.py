@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 from losslab.errors import LosslabError, unknown
 from losslab.tasks.catalogue import CATALOGUE
@@ -70,7 +70,11 @@ def _execute(file: Path) -> ModuleType:
 
 def _task(module: ModuleType, name: str, file: Path) -> Task:
     if not hasattr(module, name):
-        names = [key for key in vars(module) if not key.startswith("_")]
+        own = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+        made = [
+            key for key, v in own.items() if isinstance(v, FunctionType) and v.__module__ == module.__name__
+        ]
+        names = [key for key, value in own.items() if isinstance(value, Task)] + made
         raise LosslabError(f"{file} does not define it: {unknown('task', name, names)}")
     found = getattr(module, name)
     if isinstance(found, Task):

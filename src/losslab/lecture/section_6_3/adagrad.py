@@ -109,8 +109,7 @@ def update_experiment(lab: Lab) -> Tables:
 def update_judge(tables: Tables) -> list[Finding]:
     """The equation as it is meant, then as it is printed."""
     runs, printed = tables["updates"], tables["printed"]
-    changed = int((printed.printed_change > 0).sum())
-    proper = int((printed.proper_change > 0).sum())
+    changed, proper = (int((printed[c] > 1e-9).sum()) for c in ("printed_change", "proper_change"))
     return [
         identity(EQUATION, runs.equation),
         identity(TORCH, runs.torch),
@@ -255,7 +254,7 @@ def race(
             for seed in set(members):
                 rows = [i for i, s in enumerate(members) if s == seed]
                 runs = sparse_runs(arm, [lrs[i] for i in rows], seed, **sizes)
-                found[rows] = torch.from_numpy(steps_needed(runs, "member").to_numpy())
+                found[rows] = torch.tensor(steps_needed(runs, "member").tolist(), dtype=torch.float64)
             return found
 
         tuning = tune(score, grid, tuning_seeds)

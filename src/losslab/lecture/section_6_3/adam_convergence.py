@@ -300,9 +300,9 @@ def _judge(tables: Tables) -> list[Finding]:
 
 
 def spread(table: pd.DataFrame, column: str, names: tuple[str, ...]) -> pd.DataFrame:
-    """Median, smallest and largest over the runs of each rule at each step, from step 10 on."""
+    """Median, smallest and largest over the runs of each rule at each step, from the second period on."""
     main = table[table["beta2"].isna() | (table["beta2"] == BETA2)]
-    main = main[main["rule"].isin(names) & (main["step"] >= 10)]
+    main = main[main["rule"].isin(names) & (main["step"] > PERIOD)]
     grouped = main.groupby(["rule", "step"], sort=False)[column].agg(["median", "min", "max"])
     return grouped.reset_index()
 

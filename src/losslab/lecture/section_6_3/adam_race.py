@@ -61,7 +61,7 @@ def bench(lab: Lab) -> Bench:
     """MNIST in the profiles full and paper when its folder is given, the digits otherwise."""
     if lab.profile != "quick" and lab.data is not None:
         return Bench("MNIST", 784, 5, 1, lambda model: ridged(mnist_task(model, lab.data)), "")
-    return Bench("digits", 64, 10, 3, digits, "the digits stand in for MNIST")
+    return Bench("digits", 64, 10, 2, digits, "the digits stand in for MNIST")
 
 
 def digits(model: Callable[[], nn.Module] | None = None) -> Task:
@@ -185,8 +185,8 @@ def finals(runs: pd.DataFrame, tuned: str) -> dict[str, pd.Series[float]]:
 
 
 def curves(runs: pd.DataFrame, title: str, tuned: str = "validation") -> Figure:
-    """Median training loss against epochs with the range over seeds, a line an arm."""
-    chosen = runs[runs["tuned"] == tuned]
+    """Median training loss after each epoch with the range over seeds, a line an arm."""
+    chosen = runs[(runs["tuned"] == tuned) & (runs["epoch"] > 0)]
     table: Any = chosen.groupby(["arm", "epoch"], sort=False)["train_loss"].agg(["median", "min", "max"])
     drawn = figure(title, "epoch", "training loss", log_y=True)
     lines(drawn, table.reset_index(), "epoch", "median", by="arm", band=("min", "max"))
@@ -196,4 +196,4 @@ def curves(runs: pd.DataFrame, title: str, tuned: str = "validation") -> Figure:
 def chosen_rates(runs: pd.DataFrame, tuned: str = "validation") -> str:
     """The rates behind `curves`, for a caption."""
     chosen = runs[runs["tuned"] == tuned].groupby("arm", sort=False)["lr"].first()
-    return ", ".join(f"{arm} {lr:.2g}" for arm, lr in chosen.items())
+    return "; ".join(f"{arm}: {lr:.2g}" for arm, lr in chosen.items())
