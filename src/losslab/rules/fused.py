@@ -7,6 +7,8 @@ written for: Adam's kernel at step "infinity" has no bias correction, and with b
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import compress
 from typing import Any
 
 import torch
@@ -56,6 +58,16 @@ class Stepper:
         self.rule = rule
         self.buffers: list[Tensor] = []
         self.views: tuple[tuple[int, ...], list[list[Tensor]]] | None = None
+        self._for: Any = None
+        self._kept: dict[str, Any] = {}
+
+    def _once(self, h: Any, name: str, make: Callable[[], Any]) -> Any:
+        """Something derived from the hyperparameters, made anew only when these are another object."""
+        if self._for is not h:
+            self._for, self._kept = h, {}
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
 
     @staticmethod
     def serves(rule: Rule) -> bool:
@@ -85,19 +97,19 @@ class Stepper:
             for xi in x:
                 xi.mul_(cast(1 - h.lr * h.weight_decay, xi))
             h = Coefficients({**vars(h), "weight_decay": 0.0})
-        varying = [name for name, value in vars(h).items() if isinstance(value, Tensor)]
+        varying = {name for name, value in vars(h).items() if isinstance(value, Tensor)}
         if not varying:
             self.kernel(x, g, slots, h, t)
-        elif {"lr", "weight_decay"}.issuperset(varying):
+            return
+        large = [True] * len(x)
+        if varying <= {"lr", "weight_decay"}:
             large = [w[0].numel() >= SLICED_FROM for w in x]
-            for way, chosen in ((self._sliced, True), (self._buffered, False)):
-                part = [
-                    [t for t, big in zip(ts, large, strict=True) if big is chosen] for ts in (x, g, *slots)
-                ]
-                if part[0]:
-                    way(part[0], part[1], part[2:], h, t)
-        else:
-            self._sliced(x, g, slots, h, t)
+        for way, chosen in ((self._sliced, True), (self._buffered, False)):
+            if all(big is chosen for big in large):
+                way(x, g, slots, h, t)
+            elif chosen in large:
+                part = [list(compress(ts, [big is chosen for big in large])) for ts in (x, g, *slots)]
+                way(part[0], part[1], part[2:], h, t)
 
     def _buffered(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
         if _nonzero(h.weight_decay):
@@ -109,9 +121,11 @@ class Stepper:
         """One kernel call with rate 1 into a zero buffer, then one scaled add."""
         self.buffers = _like(self.buffers, x)
         torch._foreach_zero_(self.buffers)
-        self.kernel(self.buffers, g, slots, Coefficients({**vars(h), "lr": 1.0}), t)
-        for xi, direction in zip(x, self.buffers, strict=True):
-            xi.addcmul_(direction, cast(h.lr, xi))
+        unit = self._once(h, "unit", lambda: Coefficients({**vars(h), "lr": 1.0}))
+        rates = self._once(h, "rates", lambda: [cast(h.lr, xi) for xi in x])
+        self.kernel(self.buffers, g, slots, unit, t)
+        for xi, direction, rate in zip(x, self.buffers, rates, strict=True):
+            xi.addcmul_(direction, rate)
 
     def _sliced(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
         identity = tuple(tensor.data_ptr() for tensors in (x, *slots) for tensor in tensors)
@@ -138,6 +152,7 @@ class _Averaging(Stepper):
         super().__init__(rule)
         self.clock: Tensor | None = None
         self.scratch: list[Tensor] = []
+        self.named: tuple[Any, Coefficients] | None = None
 
     @staticmethod
     def serves(rule: Rule) -> bool:
@@ -151,17 +166,23 @@ class _Averaging(Stepper):
     def apply(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
         """As in the base, with the kernel's clock set and its names for RMSProp's decay."""
         variant = getattr(self.rule, "variant", "")
-        values = dict(vars(h))
         if isinstance(self.rule, RMSProp):
             self.scratch = _like(self.scratch, x)
             slots = [self.scratch, *slots]
-            values |= {"beta1": 0.0, "beta2": values.pop("beta")}
-        if variant == "lecture":
-            values["eps"] = 0.0
+        if self.named is None or self.named[0] is not h:
+            self.named = (h, self._named(h))
         if self.clock is None or self.clock.device != x[0].device:
             self.clock = torch.zeros((), device=x[0].device)
         self.clock.fill_(t if variant in ("kingma-ba", "torch") else INFINITY)
-        super().apply(x, g, slots, Coefficients(values), t)
+        super().apply(x, g, slots, self.named[1], t)
+
+    def _named(self, h: Any) -> Coefficients:
+        values = dict(vars(h))
+        if isinstance(self.rule, RMSProp):
+            values |= {"beta1": 0.0, "beta2": values.pop("beta")}
+        if getattr(self.rule, "variant", "") == "lecture":
+            values["eps"] = 0.0
+        return Coefficients(values)
 
     def kernel(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
         """One call for all tensors."""
@@ -247,8 +268,9 @@ class _Descending(Stepper):
         if slots:
             super()._scaled(x, g, slots, h, t)
             return
-        for xi, gi in zip(x, g, strict=True):
-            xi.addcmul_(gi, cast(-h.lr, xi))
+        rates = self._once(h, "rates", lambda: [cast(-h.lr, xi) for xi in x])
+        for xi, gi, rate in zip(x, g, rates, strict=True):
+            xi.addcmul_(gi, rate)
 
 
 def _like(buffers: list[Tensor], x: list[Tensor]) -> list[Tensor]:

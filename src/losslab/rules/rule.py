@@ -180,8 +180,14 @@ class Rule:
                 changes[name] = _Selected(value, picked)
         return self.replace(**changes) if changes else self
 
+    @cached_property
+    def _fixed(self) -> dict[torch.device | None, Coefficients]:
+        return {}
+
     def at(self, step: int, device: torch.device | None = None) -> Coefficients:
-        """Every hyperparameter's value at a step (0 at the first update)."""
+        """Every hyperparameter's value at a step (0 at the first update); one object while none changes."""
+        if device in self._fixed:
+            return self._fixed[device]
         values = {}
         for name in self.hyperparameters():
             value = getattr(self, name)
@@ -191,7 +197,10 @@ class Rule:
             if isinstance(value, Tensor) and device is not None:
                 value = value.to(device)
             values[name] = value
-        return Coefficients(values)
+        told = Coefficients(values)
+        if not any(callable(getattr(self, name)) for name in self.hyperparameters()):
+            self._fixed[device] = told
+        return told
 
     def init(self, weights: Weights) -> State:
         """The state before the first update: zeros for every slot."""

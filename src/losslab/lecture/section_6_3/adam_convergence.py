@@ -164,10 +164,11 @@ def _advance(
     rule: Rule, gradients: Tensor, x: dict[str, Tensor], state: dict[str, dict[str, Tensor]], start: int
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     path = []
-    for step, g in enumerate(gradients.unbind(0), start):
-        path.append(x["x"])
-        x, state = rule.update({"x": g}, state, x, step)
-    return torch.stack(path), x, state
+    with torch.inference_mode():  # a tenth faster, and these points are never differentiated
+        for step, g in enumerate(gradients.unbind(0), start):
+            path.append(x["x"])
+            x, state = rule.update({"x": g}, state, x, step)
+        return torch.stack(path), x, state
 
 
 def _rows(

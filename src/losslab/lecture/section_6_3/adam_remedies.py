@@ -36,7 +36,7 @@ def _experiment(lab: Lab) -> Tables:
     table = sequence(horizon(lab), lab.progress)
     kept = table["rule"].isin(["AMSGrad", "AdamNC"]) | ((table["rule"] == "Adam") & (table["beta2"] == BETA2))
     where = bench(lab)
-    budget = Budget(5, 128) if where.name == "MNIST" else Budget(20, 64)
+    budget = Budget(5, 128) if where.name == "MNIST" else Budget(10, 64)
     practice = races(
         lab,
         {
