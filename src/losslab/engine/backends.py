@@ -6,6 +6,7 @@ they look at. Buffers are advanced in place when training; whoever wants them ke
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -65,11 +66,22 @@ class Stand:
             self.keys[rows],
         )
 
+    def ends(self) -> Stand:
+        """The first member and, if there are more, the last."""
+        return self.rows(slice(0, None, max(1, self.members - 1)))
+
+    def to(self, dtype: torch.dtype) -> Stand:
+        """In another dtype; what is not floating keeps its own."""
+
+        def cast(t: Tensor) -> Tensor:
+            return t.to(dtype) if t.is_floating_point() else t
+
+        weights, buffers = ({n: cast(t) for n, t in s.items()} for s in (self.weights, self.buffers))
+        return dataclasses.replace(self, weights=weights, buffers=buffers, batch=map_nest(cast, self.batch))
+
     def sheltered(self) -> Stand:
         """The same with copies of the buffers, so that they stay as they are."""
-        return Stand(
-            self.weights, {n: b.clone() for n, b in self.buffers.items()}, self.batch, self.private, self.keys
-        )
+        return dataclasses.replace(self, buffers={n: b.clone() for n, b in self.buffers.items()})
 
 
 class Backend:

@@ -45,13 +45,27 @@ def seeded(seed: int, purpose: str, *index: int) -> Iterator[None]:
 
 @contextmanager
 def reseeded(number: int) -> Iterator[None]:
-    """Seeds torch's global generators (also the GPUs' that are in use) inside and puts them back after."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=devices):
-        # Not torch.manual_seed: where no GPU is in use yet, it would seed the caller's for later.
-        for generator in (torch.default_generator, *(torch.cuda.default_generators[d] for d in devices)):
-            generator.manual_seed(number & ((1 << 63) - 1))
+    """Seeds torch's global generators inside and puts them back after."""
+    with spared():
+        for generator in _generators():  # torch.manual_seed would also seed GPUs that nobody uses yet
+            generator.manual_seed(number & (_MASK >> 1))
         yield
+
+
+@contextmanager
+def spared() -> Iterator[Callable[[], bool]]:
+    """Puts torch's global generators back after; gives a function that tells whether they have moved."""
+    before = [(g, g.get_state()) for g in _generators()]
+    try:
+        yield lambda: any(not torch.equal(g.get_state(), state) for g, state in before)
+    finally:
+        for g, state in before:
+            g.set_state(state)
+
+
+def _generators() -> list[torch.Generator]:
+    """The global generators of the CPU and of the GPUs in use."""
+    return [torch.default_generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ())]
 
 
 def member_keys(seeds: Sequence[int], purpose: str, device: torch.device | str = "cpu") -> Tensor:

@@ -180,7 +180,7 @@ class Rule:
                 changes[name] = _Selected(value, picked)
         return self.replace(**changes) if changes else self
 
-    @cached_property
+    @functools.cached_property
     def _fixed(self) -> dict[torch.device | None, Coefficients]:
         return {}
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from losslab.engine.randomness import generator
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables, agreement
 from losslab.lecture.figures import figure, lines, reference
 from losslab.lecture.verdicts import count, identity
@@ -107,10 +108,10 @@ def online(start: int, stop: int, offsets: tuple[int, ...] = OFFSETS) -> Tensor:
 
 def random_stream(start: int, stop: int, seeds: int) -> Tensor:
     """The stochastic version: the large gradient with probability 0.01, ``[steps, seeds]``."""
-    columns = []
-    for seed in range(seeds):
-        generator = torch.Generator().manual_seed(1_000_003 * seed + start)
-        columns.append(torch.rand(stop - start, generator=generator) < RANDOM_SHARE)
+    columns = [
+        torch.rand(stop - start, generator=generator(seed, "stream", start)) < RANDOM_SHARE
+        for seed in range(seeds)
+    ]
     return torch.where(torch.stack(columns, dim=1), LARGE, SMALL).double()
 
 
@@ -200,10 +201,10 @@ def theorem_1(instances: int = 100, steps: int = 3000, seed: int = 0) -> pd.Data
     """
     import pandas as pd
 
-    generator = torch.Generator().manual_seed(seed)
-    large = 2 + 18 * torch.rand(instances, generator=generator, dtype=torch.float64).clamp(min=1e-3)
+    u, v = torch.rand(2, instances, generator=generator(seed, "theorem 1"), dtype=torch.float64)
+    large = 2 + 18 * u.clamp(min=1e-3)
     beta2 = 1 / (1 + large**2)
-    alpha = 0.99 * torch.rand(instances, generator=generator, dtype=torch.float64) * (1 - beta2).sqrt()
+    alpha = 0.99 * v.clamp(min=1e-3) * (1 - beta2).sqrt()
     lr = inverse_sqrt(alpha.tolist())
     rule = Adam(lr=lr, beta1=0.0, beta2=beta2, eps=0.0, box=1.0, variant="uncorrected")
     x = {"x": torch.ones_like(large)}
