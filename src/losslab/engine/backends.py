@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from losslab.engine import table, table_layers, tape  # noqa: F401  (the tables fill themselves)
+from losslab.engine.gradients import Gradients
 from losslab.engine.points import Stack
 from losslab.engine.randomness import MemberRandom, reseeded
 from losslab.engine.stacked import NotInTable, Stacked
 from losslab.engine.tape import Node
 from losslab.engine.template import Template
+from losslab.rules.rule import Weights
 from losslab.tasks import Batch
 from losslab.tasks.nest import leaves, map_nest
 
@@ -108,7 +110,7 @@ class Backend:
         """
         raise NotImplementedError
 
-    def gradients(self, fn: Function, at: Stand) -> tuple[Tensor, Stack]:
+    def gradients(self, fn: Function, at: Stand) -> tuple[Tensor, Weights]:
         """Each member's loss ``[N]`` in training mode and the gradient with respect to its own weights."""
         leaf = {n: w.detach().requires_grad_() for n, w in at.weights.items()}
         losses = self.run(fn, Stand(leaf, at.buffers, at.batch, at.private, at.keys), training=True)
@@ -151,7 +153,7 @@ class TapeBackend(TableBackend):
 
     name = "tape"
 
-    def gradients(self, fn: Function, at: Stand) -> tuple[Tensor, Stack]:
+    def gradients(self, fn: Function, at: Stand) -> tuple[Tensor, Weights]:
         """Runs the network's code on `Node` values and plays the tape back."""
         leaf = tape.leaves(at.weights)
         values: dict[str, Stacked] = {**leaf, **{n: Stacked(b) for n, b in at.buffers.items()}}
@@ -162,10 +164,9 @@ class TapeBackend(TableBackend):
             if not isinstance(loss, Node) or loss.dim() != 0:
                 raise NotInTable("a loss that is no scalar of the weights")
             tape.backward(loss)
-        grads = {
-            n: torch.zeros_like(node.data) if node.grad is None else node.grad for n, node in leaf.items()
-        }
-        return loss.data, grads
+        return loss.data, Gradients(
+            {n: torch.zeros_like(node.data) if node.grad is None else node.grad for n, node in leaf.items()}
+        )
 
 
 class VmapBackend(Backend):
@@ -212,7 +213,7 @@ class LoopBackend(Backend):
             return {name: torch.stack([r[name] for r in results]) for name in results[0]}
         return torch.stack(results)
 
-    def gradients(self, fn: Function, at: Stand) -> tuple[Tensor, Stack]:
+    def gradients(self, fn: Function, at: Stand) -> tuple[Tensor, Weights]:
         """One backward pass a member, so that one member's graph is held at a time."""
         grads = {n: torch.empty_like(w, requires_grad=False) for n, w in at.weights.items()}
         losses = []

@@ -18,9 +18,9 @@ KEPT = 2
 """Checkpoints kept in a folder: should the newest be damaged, the one before is used."""
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A checksum of names, dtypes, shapes and bytes."""
-    total = hashlib.blake2b(digest_size=16)
+def digest(tensors: Mapping[str, Tensor], meta: str) -> str:
+    """A checksum of names, dtypes, shapes and bytes, and of the settings."""
+    total = hashlib.blake2b(meta.encode(), digest_size=16)
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
         total.update(f"{name}:{t.dtype}:{tuple(t.shape)};".encode())
@@ -37,8 +37,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
     from safetensors.torch import save
 
     flat = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
-    header = {"losslab": json.dumps(meta), "digest": digest(flat)}
-    write_atomically(path, save(flat, metadata=header))
+    told = json.dumps(meta)
+    write_atomically(path, save(flat, metadata={"losslab": told, "digest": digest(flat, told)}))
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -61,7 +61,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     if "losslab" not in header:
         raise LosslabError(f"{path} was not written by losslab: pass a losslab checkpoint")
-    if digest(tensors) != header.get("digest"):
+    if digest(tensors, header["losslab"]) != header.get("digest"):
         raise LosslabError(f"{path} is damaged, its checksum differs: delete it, or use an older checkpoint")
     return tensors, json.loads(header["losslab"])
 

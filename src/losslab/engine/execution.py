@@ -6,7 +6,7 @@ import contextlib
 import time
 import warnings
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from losslab.engine.points import Stack
 from losslab.engine.randomness import MemberRandom, spared
 from losslab.engine.template import Template
 from losslab.errors import LosslabError, unknown
+from losslab.rules.rule import Weights
 from losslab.tasks import Data
 from losslab.tasks.nest import leaves
 
@@ -51,6 +52,7 @@ class Execution:
     chunk: int
     example_bytes: float = 0.0
     reason: str = ""
+    measuring: dict[tuple[Function, bool], Backend] = field(default_factory=dict, repr=False)
 
     def describe(self) -> dict[str, Any]:
         """What a resumed run needs to run the same way."""
@@ -68,7 +70,7 @@ class Execution:
         backend = BACKENDS[told["backend"]](template, told["draws"], told["global_draws"])
         return cls(backend, told["chunk"], told["example_bytes"], "as before")
 
-    def gradients(self, fn: Function, at: Stand) -> tuple[Tensor, Stack]:
+    def gradients(self, fn: Function, at: Stand) -> tuple[Tensor, Weights]:
         """Losses ``[N]`` and gradients of all members; see `Backend.gradients`."""
         if at.members <= self.chunk:
             return self.backend.gradients(fn, at)
@@ -82,13 +84,40 @@ class Execution:
         return torch.cat(losses), grads
 
     def run(self, fn: Function, at: Stand, training: bool) -> Any:
-        """``fn`` at every member; see `Backend.run`."""
+        """``fn`` at every member; see `Backend.run`. Buffers stay as they are in evaluation mode."""
+        backend = self.backend
+        if not training:
+            at = at.sheltered()
+            backend = self.measuring.get((fn, at.private)) or self._measuring(fn, at)
         if at.members <= self.chunk:
-            return self.backend.run(fn, at, training)
-        parts = [self.backend.run(fn, at.rows(rows), training) for rows in _slices(at.members, self.chunk)]
+            return backend.run(fn, at, training)
+        parts = [backend.run(fn, at.rows(rows), training) for rows in _slices(at.members, self.chunk)]
         if isinstance(parts[0], dict):
             return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
         return torch.cat(parts)
+
+    def _measuring(self, fn: Function, at: Stand) -> Backend:
+        """The backend for what is measured: that of the training if it agrees with the loop here too.
+
+        Evaluation mode and metrics may use operations that the training does not; found out once a function.
+        """
+        how = self.backend
+        template, ends = how.template, at.ends()
+        loop = LoopBackend(template, how.draws, how.global_draws)
+        with spared() as moved:
+            wanted = _named(loop.run(fn, ends.sheltered(), False))
+            loop.global_draws |= moved()
+        alone = loop.global_draws or isinstance(how, LoopBackend)
+        kinds = () if alone else (how, VmapBackend(template, how.draws))
+        picked: Backend = loop
+        for backend in kinds:
+            with contextlib.suppress(Exception), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if _agree([wanted], [_named(backend.run(fn, ends.sheltered(), False))]):
+                    picked = backend
+                    break
+        self.measuring[fn, at.private] = picked
+        return picked
 
     def mean(self, fn: Function, weights: Stack, buffers: Stack, data: Data | None, keys: Tensor) -> Any:
         """The mean of ``fn`` over a data set, in evaluation mode.
@@ -105,8 +134,8 @@ class Execution:
             for rows in _slices(total, size):
                 index = torch.arange(rows.start, rows.stop, device=device)
                 part = self.run(fn, Stand(weights, buffers, data.take(index), False, keys), training=False)
-                for name, value in (part if isinstance(part, dict) else {"": part}).items():
-                    share = value * (len(index) / total)
+                for name, value in _named(part).items():
+                    share = value.to(torch.promote_types(value.dtype, torch.float32)) * (len(index) / total)
                     sums[name] = sums[name] + share if name in sums else share
         return sums.get("", sums)
 
@@ -170,7 +199,7 @@ class _Probe:
     def __init__(self, template: Template, fn: Function, at: Stand) -> None:
         self.template, self.fn, self.at = template, fn, at
 
-    def gradients(self, how: Backend | Execution, rows: slice) -> tuple[Tensor, Stack]:
+    def gradients(self, how: Backend | Execution, rows: slice) -> tuple[Tensor, Weights]:
         """Losses and gradients of some members."""
         return how.gradients(self.fn, self.at.rows(rows).sheltered())
 
@@ -205,16 +234,16 @@ class _Probe:
                 lines = str(error).strip().splitlines()
                 why = f"vmap cannot batch it, {lines[0] if lines else type(error).__name__}"
                 continue
-            if all(_agree(wanted, got) for (_, wanted), got in zip(examples, found, strict=True)):
+            if _agree([w for _, wanted in examples for w in wanted], [f for got in found for f in got]):
                 return backend, ""
             why = "run together, they give other gradients than alone"
         return None, why
 
-    def examples(self, loop: LoopBackend) -> list[tuple[Stand, Stack]]:
+    def examples(self, loop: LoopBackend) -> list[tuple[Stand, tuple[Stack, Stack]]]:
         """The first and the last member, and what the loop gives for them.
 
-        First in float64, where rounding hides no mistake, unless the network's code insists on its dtype; then
-        as they are, for the sake of the kernels of that dtype.
+        First in float64, where rounding hides no mistake (unless the network's code insists on its dtype),
+        then as they are, for the sake of the kernels of that dtype.
         """
         at = self.at.ends()
         found = [(at, self.results(loop, at))]
@@ -223,10 +252,11 @@ class _Probe:
             found.insert(0, (exact, self.results(loop, exact)))
         return found
 
-    def results(self, how: Backend, at: Stand) -> Stack:
-        """Gradients by name, and the losses."""
-        losses, grads = how.gradients(self.fn, at.sheltered())
-        return {**grads, "": losses}
+    def results(self, how: Backend, at: Stand) -> tuple[Stack, Stack]:
+        """Gradients by name with the losses, and the buffers after."""
+        at = at.sheltered()
+        losses, grads = how.gradients(self.fn, at)
+        return {**grads, "": losses}, at.buffers
 
     def seconds(self, how: Execution, members: int) -> float:
         """Wall time of one gradient of the first ``members`` members: the best of two after a first."""
@@ -250,23 +280,27 @@ class _CountingLoop(LoopBackend):
         return self.mode
 
 
-def _agree(wanted: Stack, found: Stack) -> bool:
-    """Whether two results, name -> ``[N, ...]``, are equal to rounding for each member and each name.
+def _agree(wanted: list[Stack], found: list[Stack]) -> bool:
+    """Whether results, each name -> ``[N, ...]``, are equal to rounding for each member and each name."""
+    return all(
+        a.keys() == b.keys() and all(_equal(a, b, i) for i in range(len(next(iter(a.values()), ()))))
+        for a, b in zip(wanted, found, strict=True)
+    )
 
-    What is zero but for rounding (a bias before batch norm) is held against the size of everything.
+
+def _equal(wanted: Stack, found: Stack, member: int) -> bool:
+    """The same for one member.
+
+    A gradient that is zero but for rounding (of a bias before batch norm) is held against the largest.
     """
-    if any(n not in found or found[n].shape != a.shape for n, a in wanted.items()):
-        return False
-    for i in range(len(next(iter(wanted.values())))):
-        pairs = [(a[i].double().flatten(), found[n][i].double().flatten()) for n, a in wanted.items()]
-        pairs = [(a, b) for a, b in pairs if bool(torch.isfinite(a).all())]
-        whole = torch.stack([a.norm() for a, _ in pairs]).norm() if pairs else 0.0
-        eps = max(torch.finfo(a.dtype).eps for a in wanted.values() if a.is_floating_point())
-        tolerance = 1e-7 if eps < 1e-12 else 1e-3 if eps < 1e-5 else 1e-1
-        for a, b in pairs:
-            bound = tolerance * (a.norm() + 1e-2 * whole) + 10 * eps * a.numel() ** 0.5
-            if not (a - b).norm() <= bound:  # also where b is NaN
-                return False
+    eps = max((torch.finfo(a.dtype).eps for a in wanted.values() if a.is_floating_point()), default=0.0)
+    tolerance = 1e-7 if eps < 1e-12 else 1e-3 if eps < 1e-5 else 1e-1
+    pairs = [(a[member].double(), found[name][member].double()) for name, a in wanted.items()]
+    whole = max(float(a.norm().nan_to_num(0.0, 0.0)) for a, _ in pairs)
+    for a, b in pairs:
+        bound = tolerance * (a.norm() + 1e-2 * whole) + 10 * eps * a.numel() ** 0.5
+        if a.shape != b.shape or (bool(torch.isfinite(a).all()) and not (a - b).norm() <= bound):
+            return False
     return True
 
 
@@ -290,6 +324,10 @@ def free_memory(device: torch.device) -> float:
         return float(found["MemAvailable"]) * 1024
     except (OSError, KeyError, IndexError):
         return float("inf")
+
+
+def _named(result: Any) -> Stack:
+    return result if isinstance(result, dict) else {"": result}
 
 
 def _slices(total: int, size: int) -> list[slice]:

@@ -27,6 +27,13 @@ _onednn = (
 )
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a b^T`` of one member, large matrices: ``[m, k]``, ``[n, k]`` -> ``[m, n]``; no graph."""
+    if _onednn is not None and a.device.type == "cpu" and a.dtype == torch.float32:
+        return _onednn(a, b, None, "none", [], "")
+    return a @ b.T
+
+
 def products(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """``a b^T + bias`` of N members: ``[N, m, k]``, ``[N, n, k]``, ``[N, n]`` -> ``[N, m, n]``; no graph."""
     members, m, k = a.shape
@@ -124,15 +131,14 @@ def checked_labels(target: Tensor, classes: int, ignore_index: int) -> tuple[Ten
     Raises:
         IndexError: A target outside of the classes, as torch raises (on a GPU torch stops the program).
     """
-    if target.device.type == "cpu" and not 0 <= ignore_index < classes:
-        low, high = (int(t) for t in torch.aminmax(target)) if target.numel() else (0, 0)
+    on_cpu = target.device.type == "cpu"
+    if on_cpu and target.numel() and not 0 <= ignore_index < classes:
+        low, high = (int(t) for t in torch.aminmax(target))
         if low >= 0 and high < classes:
             return target, None
-        kept = target != ignore_index
-        if bool((kept & ((target < 0) | (target >= classes))).any()):
-            raise IndexError(f"Target {high if high >= classes else low} is out of bounds.")
-    else:
-        kept = target != ignore_index
+    kept = target != ignore_index
+    if on_cpu and (wrong := target[kept & ((target < 0) | (target >= classes))]).numel():
+        raise IndexError(f"Target {int(wrong[0])} is out of bounds.")
     return torch.where(kept, target, torch.zeros_like(target)), kept
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,9 +82,8 @@ class Plan:
         told["dtype"] = str(self.dtype).removeprefix("torch.")
         for name in ("record", "evaluate"):
             value = told[name]
-            told[name] = (
-                repr(value) if callable(value) else list(value) if isinstance(value, tuple) else value
-            )
+            plain = value is None or isinstance(value, (str, int))
+            told[name] = value if plain else repr(value) if callable(value) else [int(s) for s in value]
         told["evaluate_on"] = list(self.evaluate_on)
         return told
 
@@ -107,11 +107,14 @@ def as_seeds(seeds: int | Sequence[int], members: int | None) -> list[int]:
         members: How many members the hyperparameters speak of, None if any number will do. ``seeds=1`` with
             8 learning rates means 8 members of seed 0.
     """
-    if isinstance(seeds, bool) or (isinstance(seeds, int) and seeds < 1):
-        raise LosslabError(f"seeds is {seeds}: pass the number of members, at least 1, or a list of seeds")
-    found = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
-    if not found:
-        raise LosslabError("seeds is empty: pass at least one seed")
+    try:
+        found = list(range(seeds)) if isinstance(seeds, int) else [operator.index(s) for s in seeds]
+    except TypeError:
+        found = []
+    if not found or isinstance(seeds, bool):
+        raise LosslabError(
+            f"seeds is {seeds!r}: pass the number of members, at least 1, or a list of whole numbers"
+        )
     if len(found) == 1 and members is not None:
         return found * members
     return found

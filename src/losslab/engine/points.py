@@ -23,7 +23,8 @@ class Points(Mapping[str, Tensor]):
 
     Args:
         weights: Trainable tensors, name -> ``[N, *shape]``.
-        buffers: The rest of the module's state (batch-norm statistics), name -> ``[N, *shape]``.
+        buffers: The rest of the module's state (batch-norm statistics, frozen parameters), name ->
+            ``[N, *shape]``.
 
     Example:
         >>> points = Points.from_modules([nn.Linear(3, 2), nn.Linear(3, 2)])
@@ -41,8 +42,9 @@ class Points(Mapping[str, Tensor]):
         """Stacks the weights and buffers of modules of one architecture (copies; the modules stay free)."""
         if not modules:
             raise LosslabError("no module was given: pass at least one")
-        weights = [dict(m.named_parameters()) for m in modules]
-        buffers = [dict(m.named_buffers()) for m in modules]
+        weights = [{n: p for n, p in m.named_parameters() if p.requires_grad} for m in modules]
+        frozen = [{n: p for n, p in m.named_parameters() if not p.requires_grad} for m in modules]
+        buffers = [f | dict(m.named_buffers()) for f, m in zip(frozen, modules, strict=True)]
         for i, (w, b) in enumerate(zip(weights, buffers, strict=True)):
             shapes = {n: tuple(t.shape) for n, t in {**w, **b}.items()}
             first = {n: tuple(t.shape) for n, t in {**weights[0], **buffers[0]}.items()}

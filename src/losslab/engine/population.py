@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,16 +144,18 @@ class Population:
         return flat | {"diverged": self.diverged, "stopped": self.stopped}
 
     def settings(self) -> dict[str, Any]:
-        """What identifies the run: a checkpoint of other settings is refused."""
+        """What identifies the run, as JSON values: a checkpoint of other settings is refused."""
         train = self.task.train
-        return {
+        told = {
             "task": self.task.name,
             "examples": None if train is None else len(train),
-            "parameters": {n: list(w.shape[1:]) for n, w in self.points.weights.items()},
+            "parameters": {n: list(t.shape[1:]) for n, t in self.points.items()},
             "rule": self.rule.describe(),
             "seeds": self.seeds,
             **self.plan.describe(),
         }
+        # A function prints with its address, which is another in the process that resumes.
+        return json.loads(re.sub(r" at 0x[0-9a-f]+", "", json.dumps(told, default=_plain)))
 
     def meta(self) -> dict[str, Any]:
         """The settings and the place reached, as JSON values."""
@@ -183,10 +187,9 @@ class Population:
             groups.setdefault(group, {})[rest] = tensor
         device = self.plan.device
         self.points = Points(
-            {n: t.to(device) for n, t in groups["weights"].items() if n in self.points.weights},
+            {n: groups["weights"][n].to(device) for n in self.points.weights},
             {n: groups["buffers"][n].to(device) for n in self.points.buffers},
         )
-        self.points = Points({n: self.points.weights[n] for n in _names(self.template)}, self.points.buffers)
         self.state = {}
         for name, tensor in groups.get("state", {}).items():
             slot, _, rest = name.partition("/")
@@ -203,8 +206,8 @@ class Population:
         self.step = int(meta["step"])
 
 
-def _names(module: nn.Module) -> list[str]:
-    return [n for n, _ in module.named_parameters()]
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else repr(value)
 
 
 def _last_finite(column: Tensor) -> float:

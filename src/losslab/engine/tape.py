@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losslab.engine import kernels
+from losslab.engine.gradients import Factored
 from losslab.engine.points import Stack
 from losslab.engine.stacked import NotInTable, Stacked
+from losslab.rules.fused import SLICED_FROM
 
 aten = torch.ops.aten
 
@@ -108,7 +110,9 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> Node:
     if data.dim() != 3:
         raise NotInTable("linear of anything but a batch of vectors")
     y = kernels.linear(data, w, None if bias is None else bias.data)
-    parents: list[tuple[Node, Vjp]] = [(weight, lambda g: kernels.linear_vjp_weight(g, data))]
+    factored = w.is_cpu and w[0].numel() >= SLICED_FROM
+    vjp_weight: Any = Factored if factored else kernels.linear_vjp_weight
+    parents: list[tuple[Node, Vjp]] = [(weight, lambda g: vjp_weight(g, data))]
     if bias is not None:
         parents.append((bias, lambda g: g.sum(1)))
     if isinstance(x, Node):

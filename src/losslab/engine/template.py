@@ -19,7 +19,6 @@ class Template:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = copy.deepcopy(module)
-        self.weights = [n for n, p in self.module.named_parameters()]
         self.buffers = [n for n, b in self.module.named_buffers()]
         self.slots: list[tuple[dict[str, Any], str, str]] = []
         named = {id(t): n for n, t in [*self.module.named_parameters(), *self.module.named_buffers()]}
@@ -48,8 +47,10 @@ class Template:
             self._refresh_recurrent()
 
     def replaced(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Buffers that the network's code has given new tensors (``self.count = self.count + 1``), inside
-        `holding` these values; those changed in place are not among them."""
+        """Buffers that the network's code has given new tensors (``self.count = self.count + 1``).
+
+        To be asked inside of `holding` these values; buffers changed in place are not among them.
+        """
         now = {name: table[key] for table, key, name in self.slots}
         return {n: now[n].detach() for n in self.buffers if now[n] is not values[n]}
 

@@ -25,7 +25,7 @@ from losslab.engine.template import Template
 from losslab.engine.updating import Closure, TorchUpdater, updater
 from losslab.errors import LosslabError
 from losslab.files import write_atomically
-from losslab.rules.rule import member_norm
+from losslab.rules.rule import Weights, member_norm
 from losslab.tasks import Batch, Data
 
 SYNC_EVERY = 50
@@ -119,7 +119,9 @@ class Trainer:
                     held[name][rows] = tensor.detach()
         if isinstance(self.updater, TorchUpdater):
             index = self.active.tolist()
-            for key, value in self.updater.save().items() if self.out or not everyone else ():
+            for key in [k for k in p.optimizers if int(k.split("/")[0]) in index]:
+                del p.optimizers[key]
+            for key, value in self.updater.save().items():
                 i, rest = key.split("/", 1)
                 p.optimizers[f"{index[int(i)]}/{rest}"] = value.clone()
 
@@ -136,6 +138,7 @@ class Trainer:
         """Trains until the plan's last step, or until no member is left."""
         p, total = self.population, self.plan.steps
         saved = time.monotonic()
+        loss = torch.tensor(math.nan)
         with Bar(total, len(p), p.step, progress) as bar:
             while True:
                 if self.out is not None and time.monotonic() - saved >= self.checkpoint_every and p.step:
@@ -150,11 +153,7 @@ class Trainer:
                     bar.update(p.step, float(loss.mean()), len(self.active))
             if len(self.active):
                 self._look_for_diverged(final=True)
-            bar.update(
-                p.step,
-                math.nan if not len(self.active) else float(loss.mean()) if p.step else math.nan,
-                len(self.active),
-            )
+            bar.update(p.step, float(loss.mean()), len(self.active))
         self._store()
         self._finish()
         return p
@@ -170,7 +169,8 @@ class Trainer:
                 train.all() if self.batches and self.batches.whole else train.take(index.to(self.plan.device))
             )
         private = index is not None and index.dim() == 2
-        keys = randomness.fold(self.keys, step) if self.execution.backend.draws else self.keys
+        drawing = self.execution.backend.draws or self.execution.backend.global_draws
+        keys = randomness.fold(self.keys, step) if drawing else self.keys
         at = Stand(self.weights, self.buffers, batch, private, keys)
         losses, grads = self.execution.gradients(self.task.loss, at)
         recording = self.records(step)
@@ -213,7 +213,7 @@ class Trainer:
 
         return closure
 
-    def _record(self, step: int, losses: Tensor, grads: Stack, at: Stand) -> None:
+    def _record(self, step: int, losses: Tensor, grads: Weights, at: Stand) -> None:
         values = {"loss": losses, "gradient_norm": member_norm(grads)}
         if self.task.metrics is not None:
             with torch.no_grad():
@@ -248,13 +248,12 @@ class Trainer:
 
     def measure(self, data: Data | None) -> dict[str, Tensor]:
         """Loss and metrics of the active members over a data set, in evaluation mode."""
-
-        def everything(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-            told = {"loss": self.task.loss(module, batch)}
-            return told if self.task.metrics is None else told | self.task.metrics(module, batch)
-
         with torch.no_grad():
-            return self.execution.mean(everything, self.weights, self.buffers, data, self.keys)
+            return self.execution.mean(self._measured, self.weights, self.buffers, data, self.keys)
+
+    def _measured(self, module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        told = {"loss": self.task.loss(module, batch)}
+        return told if self.task.metrics is None else told | self.task.metrics(module, batch)
 
     def _maybe_stop(self, stop: EarlyStopping, values: dict[str, Tensor]) -> None:
         if stop.metric not in values:

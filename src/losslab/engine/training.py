@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -116,8 +117,9 @@ def train(
         stop=stop,
     )
     population = born(task, rule, plan, members, start)
-    trainer = Trainer(population, None if out is None else Path(out), resume, checkpoint_every)
-    return trainer.run(progress, watch)
+    with randomness.spared():
+        trainer = Trainer(population, None if out is None else Path(out), resume, checkpoint_every)
+        return trainer.run(progress, watch)
 
 
 def _steps(
@@ -161,33 +163,37 @@ def born(
     start: Points | Population | nn.Module | None = None,
 ) -> Population:
     """The population before its first step: weights drawn from the seeds, the task checked."""
+    device = _device(plan.device)
     modules: dict[int, nn.Module] = {}
     for seed in dict.fromkeys(seeds):
         with randomness.seeded(seed, "init"):
             modules[seed] = build(task)
-    template = modules[seeds[0]]
-    check(task, template)
-    if start is None:
-        points = Points.from_modules([modules[s] for s in seeds])
-    else:
-        points = _placed(start, template, len(seeds))
-    device = torch.device(plan.device)
-    try:
-        points = points.to(device, plan.dtype)
-        template = template.to(device, plan.dtype)
-    except (RuntimeError, AssertionError) as error:
-        raise LosslabError(f"device {plan.device!r} cannot be used ({error}): pass another device") from error
+    template = copy.deepcopy(modules[seeds[0]]).to(device, plan.dtype)  # the factory may keep the module
+    check(task if task.train is None else task.replace(train=task.train.to(device, plan.dtype)), template)
+    points = Points.from_modules([modules[s] for s in seeds])
+    if start is not None:
+        points = _placed(start, points.select([0]), len(seeds))
+    points = points.to(device, plan.dtype)
     return Population(task, rule, plan, list(seeds), points, template, History(len(seeds)))
 
 
-def _placed(start: Points | Population | nn.Module, template: nn.Module, members: int) -> Points:
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        told = str(error).splitlines()[0]
+        raise LosslabError(f"device {name!r} cannot be used ({told}): pass another device") from error
+    return device
+
+
+def _placed(start: Points | Population | nn.Module, like: Points, members: int) -> Points:
     points = start.points if isinstance(start, Population) else start
     if isinstance(points, nn.Module):
         points = Points.from_modules([points])
-    wanted = {n: tuple(w.shape) for n, w in template.named_parameters()}
-    got = {n: tuple(w.shape[1:]) for n, w in points.weights.items()}
+    wanted, got = ({n: tuple(t.shape[1:]) for n, t in p.items()} for p in (like, points))
     if wanted != got:
-        odd = sorted(set(wanted.items()) ^ set(got.items()))[0][0]
+        odd = min(set(wanted.items()) ^ set(got.items()))[0]
         raise LosslabError(
             f"start differs from the task's model at {odd!r}: pass weights of the same architecture"
         )
@@ -195,4 +201,5 @@ def _placed(start: Points | Population | nn.Module, template: nn.Module, members
         raise LosslabError(
             f"start has {points.members} members, the population {members}: pass 1 or {members}"
         )
-    return points.clone() if points.members == members else points.select([0] * members)
+    points = points.clone() if points.members == members else points.select([0] * members)
+    return Points({n: points[n] for n in like.weights}, {n: points[n] for n in like.buffers})

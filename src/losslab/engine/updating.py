@@ -13,7 +13,7 @@ from torch import Tensor
 from losslab.engine.points import Stack
 from losslab.errors import LosslabError
 from losslab.rules import Rule, stepper
-from losslab.rules.rule import Curvature, State
+from losslab.rules.rule import Curvature, State, Weights
 
 Closure = Callable[[int, list[Tensor]], Tensor]
 """(member, its weights) -> its loss on the current batch, with gradients left on the weights."""
@@ -97,7 +97,7 @@ class Updater:
 
     def apply(
         self,
-        gradients: Stack,
+        gradients: Weights,
         state: State,
         weights: Stack,
         step: int,
@@ -106,7 +106,7 @@ class Updater:
     ) -> tuple[Stack, State]:
         """One update; the weights given may be changed in place or replaced."""
         if self.fused is not None:
-            self.fused({n: g.contiguous() for n, g in gradients.items()}, state, weights, step)
+            self.fused(gradients, state, weights, step)
             return weights, state
         return self.rule.update(gradients, state, weights, step, curvature)
 
@@ -137,7 +137,7 @@ class TorchUpdater:
 
     def apply(
         self,
-        gradients: Stack,
+        gradients: Weights,
         state: State,
         weights: Stack,
         step: int,
@@ -160,16 +160,26 @@ class TorchUpdater:
         for i, optimizer in enumerate(self.optimizers):
             for w, values in optimizer.state_dict()["state"].items():
                 for key, value in values.items():
-                    if isinstance(value, Tensor):
-                        told[f"{i}/{w}/{key}"] = value
-                    elif isinstance(value, (bool, int, float)):
-                        kind = torch.float64 if isinstance(value, float) else torch.int64
-                        told[f"{i}/{w}/{key}#"] = torch.tensor(value, dtype=kind)
-                    elif value is not None:
-                        raise LosslabError(
-                            f"{self.rule.name} keeps a {type(value).__name__} in its state, which a file "
-                            "cannot hold: use a losslab rule, or pass no out="
-                        )
+                    told |= self._told(f"{i}/{w}/{key}", value)
+        return told
+
+    def _told(self, name: str, value: Any) -> dict[str, Tensor]:
+        """A value as tensors: ``name#`` for a number, ``name[]`` for the length of a list."""
+        if value is None:
+            return {}
+        if isinstance(value, Tensor):
+            return {name: value}
+        if isinstance(value, (bool, int, float)):
+            kind = torch.float64 if isinstance(value, float) else torch.int64
+            return {f"{name}#": torch.tensor(value, dtype=kind)}
+        if not isinstance(value, (list, tuple)):
+            raise LosslabError(
+                f"{self.rule.name} keeps a {type(value).__name__} in its state, which a file cannot hold: "
+                "use a losslab rule"
+            )
+        told = {f"{name}[]": torch.tensor(len(value))}
+        for j, each in enumerate(value):
+            told |= self._told(f"{name}[{j}]", each)
         return told
 
     def load(self, saved: dict[str, Tensor], weights: Stack) -> None:
@@ -183,6 +193,9 @@ class TorchUpdater:
         for optimizer, row, state in zip(self.optimizers, self.rows, states, strict=True):
             # Not load_state_dict: it would cast the state to the dtype of the weights.
             for i, values in state.items():
+                for name in [key for key in values if key.endswith("[]")]:
+                    size, name = int(values.pop(name)), name.removesuffix("[]")
+                    values[name] = [values.pop(f"{name}[{j}]", None) for j in range(size)]
                 optimizer.state[row[i]] = values
 
 

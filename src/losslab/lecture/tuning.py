@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,7 +60,7 @@ def tune(score: Score, grid: Sequence[float], seeds: Sequence[int], extend: int 
     import pandas as pd
 
     tried: dict[float, float] = {}
-    ratios = [b / a for a, b in zip(grid, grid[1:], strict=False)]
+    ratios = [b / a for a, b in pairwise(grid)]
     if len(grid) < 5 or max(ratios) > math.sqrt(10) * (1 + 1e-9) or min(ratios) <= 1:
         raise LosslabError(
             f"a grid of {len(grid)} rates with gaps up to {max(ratios, default=0):.3g}: "

@@ -84,7 +84,8 @@ class Stepper:
         if not weights:
             return
         h = self.rule.at(step, next(iter(weights.values())).device)
-        g = [gradients[n] for n in weights]
+        parts = getattr(gradients, "parts", gradients)  # gradients not written out yet stay as they are
+        g = [part if hasattr(part := parts[n], "tensor") else part.contiguous() for n in weights]
         slots = [[state[slot][n] for n in weights] for slot in self.rule.slots()]
         self.apply(list(weights.values()), g, slots, h, step + 1)
 
@@ -98,7 +99,7 @@ class Stepper:
                 xi.mul_(cast(1 - h.lr * h.weight_decay, xi))
             h = Coefficients({**vars(h), "weight_decay": 0.0})
         varying = {name for name, value in vars(h).items() if isinstance(value, Tensor)}
-        if not varying:
+        if not varying and all(isinstance(gi, Tensor) for gi in g):
             self.kernel(x, g, slots, h, t)
             return
         large = [True] * len(x)
@@ -135,13 +136,17 @@ class Stepper:
                 [[t for w in tensors for t in w.detach().unbind(0)] for tensors in (x, *slots)],
             )
         fixed = self.views[1]
-        moving = [t for w in g for t in w.unbind(0)]
+        moving = [w.unbind(0) for w in g]
         members = x[0].shape[0]
         table = {n: v.tolist() if isinstance(v, Tensor) else [v] * members for n, v in vars(h).items()}
         for i, values in enumerate(zip(*table.values(), strict=True)):
             mine = [tensors[i::members] for tensors in fixed]
             self.kernel(
-                mine[0], moving[i::members], mine[1:], Coefficients(dict(zip(table, values, strict=True))), t
+                mine[0],
+                [rows[i] for rows in moving],
+                mine[1:],
+                Coefficients(dict(zip(table, values, strict=True))),
+                t,
             )
 
 

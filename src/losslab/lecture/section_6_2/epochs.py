@@ -14,7 +14,7 @@ from losslab.lecture.figures import bars, figure
 from losslab.lecture.statistics import bootstrap_interval
 from losslab.lecture.verdicts import identity, law
 from losslab.rules import SGD
-from losslab.tasks import Task, linear_net
+from losslab.tasks import Data, Task, linear_net
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ def ledger(shape: Shape, seeds: int) -> Tensor:
     task = Task(
         linear_net(shape.examples, 1),
         loss=lambda model, batch: model(batch).mean(),
-        train=torch.eye(shape.examples),
+        train=Data(torch.eye(shape.examples)),
         name="ledger",
     )
     zero = torch.zeros(1, 1, shape.examples, dtype=torch.float64)
@@ -180,8 +180,8 @@ def figures_c10(tables: Tables) -> list[Drawing]:
     return [
         Drawing(
             drawn,
-            "The notes describe both schemes under one name: picking samples at random leaves 37 % of them out "
-            "of an epoch and uses others several times, batches cut from a permutation use each once.",
+            "The notes describe both schemes under one name: picking samples at random leaves 37 % of them "
+            "out of an epoch and uses others several times, batches cut from a permutation use each once.",
         )
     ]
 
@@ -198,10 +198,10 @@ C10 = Claim(
     figures=figures_c10,
     combine=decided_by(ONCE, DROPPED),
     caveats=(
-        "Seen in the weights themselves: on a loss that writes down which examples an update used, the engine's "
-        "own training is checked epoch by epoch.",
-        "This is not the random picking of §6.2. Within an epoch the later batches depend on the earlier ones, so "
-        "their gradients are unbiased only before the epoch begins, and convergence differs.",
+        "Seen in the weights themselves: on a loss that writes down which examples an update used, the "
+        "engine's own training is checked epoch by epoch.",
+        "This is not the random picking of §6.2. Within an epoch the later batches depend on the earlier "
+        "ones, so their gradients are unbiased only before the epoch begins, and convergence differs.",
     ),
     errata=("E43",),
 )

@@ -59,8 +59,8 @@ def unbiasedness(model: str, seeds: int, checkpoints: Sequence[int] = CHECKPOINT
     """The mean of all samples' gradients against the gradient, and the noise of one of them.
 
     Returns:
-        One row a (seed, step): ``error``, ``gradient`` (its norm) and ``noise``, the root mean square distance
-        of one sample's gradient from the gradient, (tr Sigma)^(1/2).
+        One row a (seed, step): ``error``, ``gradient`` (its norm) and ``noise``, the root mean square
+        distance of one sample's gradient from the gradient, (tr Sigma)^(1/2).
     """
     import pandas as pd
 
@@ -102,7 +102,9 @@ def random_picks(model: str, seeds: int, draws: int) -> pd.DataFrame:
 
 def fresh(task: Task, seed: int = 0) -> nn.Module:
     """The network that the engine starts with, in float64."""
-    return train(task, SGD(), seeds=[seed], steps=0, dtype="float64", evaluate=None, progress=False)[0].train()
+    return train(task, SGD(), seeds=[seed], steps=0, dtype="float64", evaluate=None, progress=False)[
+        0
+    ].train()
 
 
 def experiment_c8(lab: Lab) -> Tables:
@@ -152,7 +154,7 @@ def figures_c8(tables: Tables) -> list[Drawing]:
     """The relative noise of one sample's gradient as training goes on."""
     table = tables["gradients"]
     relative = (table.noise / table.gradient).groupby([table.model, table.step], sort=False)
-    rows = relative.quantile([0.0, 0.5, 1.0]).unstack().set_axis(["low", "middle", "high"], axis=1)
+    rows = relative.quantile(np.array([0.0, 0.5, 1.0])).unstack().set_axis(["low", "middle", "high"], axis=1)
     drawn = figure("Noise of one sample", "updates", "relative error (tr Σ)^½ / |∇L|", log_x=True, log_y=True)
     lines(drawn, rows.reset_index(), "step", "middle", by="model", band=("low", "high"), mode="lines+markers")
     reference(drawn, 1.0, "as large as the gradient")
@@ -169,19 +171,19 @@ C8 = Claim(
     id="C8",
     section="6.2",
     title="One random sample's gradient stands for the gradient",
-    statement="The gradient of the loss at one randomly picked training sample approximates the gradient over "
-    "all training data.",
+    statement="The gradient of the loss at one randomly picked training sample approximates the gradient "
+    "over all training data.",
     source="Notes §6.2; Robbins & Monro 1951",
     experiment=experiment_c8,
     judge=judge_c8,
     figures=figures_c8,
     combine=decided_by(EXACT),
     caveats=(
-        "What holds exactly is unbiasedness: the mean over a uniformly picked sample is the gradient. A single "
-        "sample's gradient is far off and gets further off, relatively, as training goes on; that finding is "
-        "shown and does not count, since the notes do not say how good the approximation is.",
-        "Where every sample can be fitted exactly the noise vanishes at the minimum together with the gradient "
-        "(Ma, Bassily & Belkin 2018).",
+        "What holds exactly is unbiasedness: the mean over a uniformly picked sample is the gradient. A "
+        "single sample's gradient is far off and gets further off, relatively, as training goes on; that "
+        "finding is shown and does not count, since the notes do not say how good the approximation is.",
+        "Where every sample can be fitted exactly the noise vanishes at the minimum together with the "
+        "gradient (Ma, Bassily & Belkin 2018).",
     ),
     errata=("E5", "E43"),
 )
@@ -319,7 +321,9 @@ def _variance_laws(model: str, table: pd.DataFrame) -> list[Finding]:
     drawn = table[table.replacement]
     means = drawn.groupby("size").ratio.mean()
     fit = fit_power_law(means.index, means)
-    findings = [law(f"{model}: variance ∝ 1/B with replacement", fit.slope, fit.slope_interval, -1.0, n=fit.n)]
+    findings = [
+        law(f"{model}: variance ∝ 1/B with replacement", fit.slope, fit.slope_interval, -1.0, n=fit.n)
+    ]
     for size, label in ((examples // 2, "N/2"), (examples, "N")):
         ratio = table[~table.replacement & (table["size"] == size)].ratio * size
         findings.append(
@@ -351,9 +355,9 @@ def figures_c9(tables: Tables) -> list[Drawing]:
     return [
         Drawing(
             drawn,
-            f"Mean squared distance of the mini-batch gradient from the gradient on {examples} digits, in units "
-            f"of one sample's. Without replacement it ends at 0 for B = N = {examples}, which a logarithmic axis "
-            "cannot show.",
+            f"Mean squared distance of the mini-batch gradient from the gradient on {examples} digits, in "
+            f"units of one sample's. Without replacement it ends at 0 for B = N = {examples}, which a "
+            "logarithmic axis cannot show.",
         )
     ]
 
@@ -368,9 +372,9 @@ C9 = Claim(
     judge=judge_c9,
     figures=figures_c9,
     caveats=(
-        "The variance falls like 1/B when samples are drawn with replacement, and by a further (N − B)/(N − 1) "
-        "when they are not, as in the notes' epochs: halving the noise takes four times the samples.",
-        "With batch norm a batch's gradient is not a mean over its samples, because each sample's loss depends "
-        "on the others; the variance laws are measured without it.",
+        "The variance falls like 1/B when samples are drawn with replacement, and by a further (N − B)/(N − "
+        "1) when they are not, as in the notes' epochs: halving the noise takes four times the samples.",
+        "With batch norm a batch's gradient is not a mean over its samples, because each sample's loss "
+        "depends on the others; the variance laws are measured without it.",
     ),
 )

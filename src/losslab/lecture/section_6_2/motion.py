@@ -102,7 +102,7 @@ def deviation(steps: NDArray[np.float64], rate: float, growth: float, noise: flo
 def escaped(
     steps: NDArray[np.float64], rate: float, curvature: float, noise: float, radius: float
 ) -> NDArray[np.float64]:
-    """The share of SGD runs that are at distance ``radius`` or more along an unstable direction after t steps.
+    """The share of SGD runs that t steps have taken to a distance of ``radius`` along an unstable direction.
 
     The coordinate starts at 0 on ``-curvature y^2 / 2`` and each gradient carries normal noise, so y_t is
     normal with the standard deviation of `deviation`, and the share is P(abs(y_t) >= radius). Once the radius
@@ -128,4 +128,4 @@ def mean_escape(rate: float, curvature: float, noise: float, radius: float) -> f
     """
     # P(T > t) falls like the growth^-t, so 40 time constants past the typical time nothing is left of it.
     horizon = growth_time(radius / (rate * noise), 1 + rate * curvature) + 40 / math.log1p(rate * curvature)
-    return float((1 - escaped(np.arange(math.ceil(horizon)), rate, curvature, noise, radius)).sum())
+    return float((1 - escaped(np.arange(math.ceil(horizon), dtype=np.float64), rate, curvature, noise, radius)).sum())

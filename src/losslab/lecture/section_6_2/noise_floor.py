@@ -1,4 +1,4 @@
-"""The level at which SGD with a constant rate stalls: a quadratic with additive gradient noise, solved exactly."""
+"""The level at which SGD with a constant rate stalls, on a noisy quadratic that is solved exactly."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def excess_under_noise(
         seed: Of the noise.
 
     Returns:
-        ``floor``, one row a (rate, run) with the mean of f from ``settle`` on and the exact expectation of that
-        mean; and ``course``, one row a (rate, step), f averaged over the runs and its exact expectation.
+        ``floor``, one row a (rate, run): the mean of f from ``settle`` on, and the exact expectation of that;
+        and ``course``, one row a (rate, step): the mean of f over the runs, and its exact expectation.
     """
     import pandas as pd
 

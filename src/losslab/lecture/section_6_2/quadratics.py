@@ -105,10 +105,10 @@ def closed_form(a: Tensor, start: Tensor, rates: Tensor, steps: int) -> tuple[Te
 
 
 def saddles(instances: int, dimension: int, seed: int = 16) -> tuple[Tensor, Tensor, Tensor]:
-    """Random symmetric A with eigenvalues in [-1, 1], one of them 0 and one -1/2, starts, and rates in [0.05, 2.5].
+    """Random symmetric A with eigenvalues in [-1, 1], one of them 0 and one -1/2.
 
     Returns:
-        A ``[N, d, d]``, x_0 ``[N, d]`` and eta ``[N]``; beyond eta = 2 the stiff components diverge.
+        A ``[N, d, d]``, starts ``[N, d]`` and rates in [0.05, 2.5] ``[N]``; beyond 2 stiff components diverge.
     """
     rng = np.random.default_rng(seed)
     bases = np.linalg.qr(rng.standard_normal((instances, dimension, dimension)))[0]
@@ -127,9 +127,7 @@ def expansion(instances: int, dimension: int, steps: int) -> Tables:
     rates[0] = 2.3  # the one that is drawn: growing, resting, shrinking and diverging components
     a[0], start[0] = torch.diag(torch.linspace(-1, 1, dimension, dtype=torch.float64)), 1.0
     a[0, dimension // 2, dimension // 2] = 0.0
-    points = torch.stack(
-        list(walk(GD(lr=rates), lambda x: torch.einsum("nij,nj->ni", a, x), start, steps))
-    )
+    points = torch.stack(list(walk(GD(lr=rates), lambda x: torch.einsum("nij,nj->ni", a, x), start, steps)))
     exact, values, vectors = closed_form(a, start, rates, steps)
     size = torch.maximum(points.abs().amax(2), exact.abs().amax(2))
     errors = ((points - exact).abs().amax(2) / size).amax(0)
@@ -153,7 +151,12 @@ def _drawn_components(points: Tensor, exact: Tensor, values: Tensor, vectors: Te
     d, shown = values.shape[1], min(len(points), 41)
     ours, theirs = ((p[:shown, 0] @ vectors[0]).abs().numpy() for p in (points, exact))
     rows = [
-        {"step": t, "eigenvalue": round(values[0, i].item(), 3) + 0.0, "size": ours[t, i], "exact": theirs[t, i]}
+        {
+            "step": t,
+            "eigenvalue": round(values[0, i].item(), 3) + 0.0,
+            "size": ours[t, i],
+            "exact": theirs[t, i],
+        }
         for i in sorted({0, d // 4, d // 2, 3 * d // 4, d - 1})
         for t in range(shown)
     ]
@@ -190,8 +193,8 @@ def figures_c16(tables: Tables) -> list[Drawing]:
         Drawing(
             drawn,
             "Gradient descent with η = 2.3 on a quadratic with eigenvalues from −1 to 1: the sizes of five "
-            "components of the iterates. A negative eigenvalue makes its component grow, a zero one leaves it "
-            "at rest, and one above 2/η ≈ 0.87 makes it grow too, which is divergence and no escape.",
+            "components of the iterates. A negative eigenvalue makes its component grow, a zero one leaves "
+            "it at rest, and one above 2/η ≈ 0.87 makes it grow too, which is divergence and no escape.",
         )
     ]
 
@@ -327,8 +330,8 @@ def figures_c17(tables: Tables) -> list[Drawing]:
         ),
         Drawing(
             spread,
-            "SGD from exactly (1, 0), where gradient descent stays for ever; each gradient carries normal noise. "
-            "A hundred times less noise costs 48 more steps.",
+            "SGD from exactly (1, 0), where gradient descent stays for ever; each gradient carries normal "
+            "noise. A hundred times less noise costs 48 more steps.",
         ),
     ]
 
@@ -362,10 +365,10 @@ C16 = Claim(
     figures=figures_c16,
     combine=decided_by(CORRECTED),
     caveats=(
-        "Judged is the expansion x_t = Σ c_i v_i. The notes print an extra λ_i in it, with which no point that "
-        "has a component in the kernel of A can be written; that finding is shown and does not count.",
-        "The error is relative to the largest entry of the iterate: the rounding of a growing component drowns "
-        "the shrinking ones.",
+        "Judged is the expansion x_t = Σ c_i v_i. The notes print an extra λ_i in it, with which no point "
+        "that has a component in the kernel of A can be written; that finding is shown and does not count.",
+        "The error is relative to the largest entry of the iterate: the rounding of a growing component "
+        "drowns the shrinking ones.",
         "Components with λ_i > 2/η grow as well; that is divergence.",
     ),
     errata=("E7",),

@@ -43,6 +43,7 @@ class Arm(NamedTuple):
     grid: tuple[float, ...]
     updates: int
 
+
 ARMS = {
     "GD": Arm(None, tuple(rates(0.1, 10.0)), 200),
     "SGD, B = 32": Arm(32, tuple(rates(0.01, 1.0)), 3000),
@@ -86,9 +87,7 @@ class Problem:
             return f.item(), torch.autograd.grad(f, w)[0].numpy()
 
         options = {"maxiter": 5000, "gtol": 1e-9, "ftol": 0.0}
-        found = minimize(
-            height, np.zeros(split + classes), jac=True, method="L-BFGS-B", options=options
-        )
+        found = minimize(height, np.zeros(split + classes), jac=True, method="L-BFGS-B", options=options)
         best = torch.from_numpy(found.x)
         inputs_and_one = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
         return Problem(
@@ -102,18 +101,22 @@ class Problem:
 
 def penalty(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """The L2 term of the loss."""
-    squares = model.weight.square().sum() + model.bias.square().sum()  # type: ignore[operator,union-attr]
+    squares = model.weight.square().sum() + model.bias.square().sum()  # type: ignore[operator]
     return {"penalty": DECAY / 2 * squares}
 
 
-def descend(problem: Problem, arm: Arm, learning_rates: Sequence[float], seeds: Sequence[int]) -> pd.DataFrame:
+def descend(
+    problem: Problem, arm: Arm, learning_rates: Sequence[float], seeds: Sequence[int]
+) -> pd.DataFrame:
     """Trains one member for each pair of a rate and a seed.
 
     Returns:
         One row a (step, member) that was evaluated: ``step``, ``member``, ``lr``, ``seed``, ``excess`` (1 at
         the member's own start, infinite once it has diverged).
     """
-    looks = np.unique(np.geomspace(1, arm.updates, math.ceil(24 * math.log10(arm.updates))).round()).astype(int)
+    looks = np.unique(np.geomspace(1, arm.updates, math.ceil(24 * math.log10(arm.updates))).round()).astype(
+        int
+    )
     rule = (GD if arm.batch_size is None else SGD)(lr=list(learning_rates), weight_decay=DECAY)
     population = train(
         problem.task,
@@ -196,7 +199,9 @@ def race(
     return pd.concat(reached, ignore_index=True), pd.concat(curves, ignore_index=True)
 
 
-def directions(problem: Problem, lr: float, seeds: int, looks: Sequence[int] = (1, 3, 10, 30)) -> pd.DataFrame:
+def directions(
+    problem: Problem, lr: float, seeds: int, looks: Sequence[int] = (1, 3, 10, 30)
+) -> pd.DataFrame:
     """How well steps point at the minimum along gradient descent: the gradient's and single samples'.
 
     Returns:
@@ -228,9 +233,13 @@ def directions(problem: Problem, lr: float, seeds: int, looks: Sequence[int] = (
             module = points.load_into(population[seed], seed).double()
             here = torch.cat([w.detach().flatten() for w in module.parameters()])
             pull = DECAY * here
-            steps = -torch.cat([batch_gradient(problem.task, module)[None], sample_gradients(problem.task, module)])
+            steps = -torch.cat(
+                [batch_gradient(problem.task, module)[None], sample_gradients(problem.task, module)]
+            )
             cosines = nn.functional.cosine_similarity(steps - pull, (best - here)[None])
             whole, single = float(cosines[0]), cosines[1:]
             away = float((single < 0).double().mean())
-            rows.append({"seed": seed, "step": step, "whole": whole, "sample": float(single.mean()), "away": away})
+            rows.append(
+                {"seed": seed, "step": step, "whole": whole, "sample": float(single.mean()), "away": away}
+            )
     return pd.DataFrame(rows)

@@ -1,0 +1,22 @@
+"""The claims of §6.3: Newton's method, and the rules that adapt a rate to each weight.
+
+C18 to C20 are about Newton's method (`quadratics`, `newton`, `softmax`, `expense`), C22 to C24 about
+AdaGrad (`adagrad`, `decay`, `jumping`), C25 and C26 about RMSProp (`rmsprop`), C27 about momentum (`momentum`),
+C28 to C32 about Adam (`adam` and its parts). Rules are driven on gradients in closed form by `driving` and
+`landscapes`, and by the engine everywhere else.
+"""
+
+from __future__ import annotations
+
+from losslab.lecture.claim import Claim
+from losslab.lecture.section_6_3 import adagrad, adam, momentum, quadratics, rmsprop
+
+CLAIMS: list[Claim] = [
+    *quadratics.CLAIMS,
+    *adagrad.CLAIMS,
+    *rmsprop.CLAIMS,
+    *momentum.CLAIMS,
+    *adam.CLAIMS,
+]
+
+__all__ = ["CLAIMS"]

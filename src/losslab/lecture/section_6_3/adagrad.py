@@ -83,7 +83,7 @@ def _fifth(rule: Rule, start: Tensor, factor: float) -> Tensor:
 
 
 def two_rates(steps: int = 60) -> pd.DataFrame:
-    """The rate, step over gradient, of two weights: gradients of size 1, and of size 5 on every tenth step."""
+    """The rate, step over gradient, of weights with gradients of size 1, and of 5 on every tenth step."""
     import pandas as pd
 
     rng = np.random.default_rng(1)
@@ -96,7 +96,9 @@ def two_rates(steps: int = 60) -> pd.DataFrame:
         moves = drive(rule, lambda x, step: stream[step], torch.zeros(1, 2, dtype=torch.float64), steps)
         for move in moves:
             rate = ((move.before - move.after) / move.gradient)[0].abs().tolist()
-            rows += [(name, weight, move.step + 1, r) for weight, r in zip(("even", "bursts"), rate, strict=True)]
+            rows += [
+                (name, weight, move.step + 1, r) for weight, r in zip(("even", "bursts"), rate, strict=True)
+            ]
     return pd.DataFrame(rows, columns=["update", "gradients", "step", "rate"])
 
 
@@ -113,13 +115,16 @@ def update_judge(tables: Tables) -> list[Finding]:
     return [
         identity(EQUATION, runs.equation),
         identity(TORCH, runs.torch),
-        count(FINITE, int(printed.finite.sum()), len(printed), at_least=0.5, note="√0 stands in the denominator"),
+        count(
+            FINITE, int(printed.finite.sum()), len(printed), at_least=0.5, note="√0 stands in the denominator"
+        ),
         count(
             HISTORY,
             changed,
             len(printed),
             at_least=0.5,
-            note=f"a step after 100 times larger gradients; AdaGrad's own changes in {proper} of {len(printed)}",
+            note=f"a step after 100 times larger gradients; AdaGrad's own changes in {proper} of "
+            f"{len(printed)}",
         ),
     ]
 
@@ -134,9 +139,9 @@ def update_figures(tables: Tables) -> list[Drawing]:
     return [
         Drawing(
             drawn,
-            "Two weights, η = 1: gradients of size 1 at every step (even), and of size 5 at every tenth step with "
-            "almost none between (bursts). AdaGrad's rates only fall; those of the printed formula follow the "
-            "gradient of the moment.",
+            "Two weights, η = 1: gradients of size 1 at every step (even), and of size 5 at every tenth "
+            "step with almost none between (bursts). AdaGrad's rates only fall; those of the printed "
+            "formula follow the gradient of the moment.",
         )
     ]
 
@@ -146,18 +151,18 @@ C22 = Claim(
     section="6.3.1",
     title="AdaGrad's update",
     statement=(
-        "AdaGrad gives each parameter its own step size from the history of its gradients: x ← x − η G⁻¹ ∇f with "
-        "G_ii the root of the sum of squared gradients."
+        "AdaGrad gives each parameter its own step size from the history of its gradients: x ← x − η G⁻¹ ∇f "
+        "with G_ii the root of the sum of squared gradients."
     ),
     source="Notes §6.3.1; Duchi, Hazan & Singer 2011",
     experiment=update_experiment,
     judge=update_judge,
     figures=update_figures,
     caveats=(
-        "The words and the update of the paper hold; the formula as printed in the notes is another one, which "
-        "divides by zero at first and keeps no history after.",
-        "Only the diagonal rule without a penalty is compared; the paper also has a full matrix, proximal steps "
-        "and dual averaging.",
+        "The words and the update of the paper hold; the formula as printed in the notes is another one, "
+        "which divides by zero at first and keeps no history after.",
+        "Only the diagonal rule without a penalty is compared; the paper also has a full matrix, proximal "
+        "steps and dual averaging.",
     ),
     errata=("E9", "E10", "E11", "E12", "E22"),
 )
@@ -325,10 +330,13 @@ def sparse_judge(tables: Tables) -> list[Finding]:
 
 def sparse_figures(tables: Tables) -> list[Drawing]:
     """Loss curves of the race, and moves by frequency."""
+    import pandas as pd
+
     curves = tables["curves"]
     race_drawn = figure("Sparse features", "step", "excess training loss, share of the first", log_y=True)
-    spread = curves.groupby(["arm", "step"], sort=False).excess.quantile([0.1, 0.5, 0.9]).unstack()
-    spread = spread.set_axis(["low", "middle", "high"], axis=1).reset_index()
+    groups = curves.groupby(["arm", "step"], sort=False).excess
+    ends = {name: groups.quantile(share) for name, share in (("low", 0.1), ("middle", 0.5), ("high", 0.9))}
+    spread = pd.DataFrame(ends).reset_index()
     lines(race_drawn, spread, "step", "middle", by="arm", band=("low", "high"))
 
     moved = figure(
@@ -342,8 +350,8 @@ def sparse_figures(tables: Tables) -> list[Drawing]:
     return [
         Drawing(
             race_drawn,
-            "Logistic regression on features whose frequencies follow Zipf's law, batch 32, each method at its "
-            "tuned rate: median and 10 to 90 % of the replicates.",
+            "Logistic regression on features whose frequencies follow Zipf's law, batch 32, each method at "
+            "its tuned rate: median and 10 to 90 % of the replicates.",
         ),
         Drawing(
             moved,
@@ -358,18 +366,18 @@ C23 = Claim(
     section="6.3.1",
     title="Large past gradients scale a component's rate down",
     statement=(
-        "AdaGrad's factor scales down the rate of the components that saw comparatively large gradients, so the "
-        "others learn faster."
+        "AdaGrad's factor scales down the rate of the components that saw comparatively large gradients, so "
+        "the others learn faster."
     ),
     source="Notes §6.3.1; Duchi, Hazan & Singer 2011",
     experiment=sparse_experiment,
     judge=sparse_judge,
     figures=sparse_figures,
     caveats=(
-        "The sparse data are synthetic: binary features with Zipf frequencies, where rare features matter as much "
-        "as frequent ones. The paper's text and image collections are not rebuilt here.",
-        "Speed is the number of steps until the training loss has lost 90 % of its excess; each replicate is a "
-        "data set of its own, and so is each one that the rates are tuned on.",
+        "The sparse data are synthetic: binary features with Zipf frequencies, where rare features matter "
+        "as much as frequent ones. The paper's text and image collections are not rebuilt here.",
+        "Speed is the number of steps until the training loss has lost 90 % of its excess; each replicate "
+        "is a data set of its own, and so is each one that the rates are tuned on.",
     ),
 )
 

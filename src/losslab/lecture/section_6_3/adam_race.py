@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from losslab.engine import Population, cross, train
 from losslab.engine.history import When
-from losslab.lecture.claim import Lab
+from losslab.lecture.claim import Drawing, Lab, Tables
 from losslab.lecture.figures import figure, lines
 from losslab.lecture.tuning import tune
 from losslab.rules import Rule
@@ -20,7 +20,8 @@ from losslab.tasks import Batch, Task, digits_task, mnist_task
 
 if TYPE_CHECKING:
     import pandas as pd
-    from plotly.graph_objects import Figure
+
+Model = Callable[[], nn.Module]
 
 MEASURES = ("validation", "training")
 """What a rate may be chosen by. A rate that is best for one loss is off the optimum of the other, where the
@@ -53,7 +54,7 @@ class Bench(NamedTuple):
     inputs: int
     least: int
     tuning_seeds: int
-    task: Callable[[Callable[[], nn.Module]], Task]
+    task: Callable[[Model], Task]
     note: str
 
 
@@ -64,7 +65,7 @@ def bench(lab: Lab) -> Bench:
     return Bench("digits", 64, 10, 2, digits, "the digits stand in for MNIST")
 
 
-def digits(model: Callable[[], nn.Module] | None = None) -> Task:
+def digits(model: Model | None = None) -> Task:
     """The digits with a ridge."""
     return ridged(digits_task(model))
 
@@ -116,6 +117,21 @@ def race(
             for measure, tuning in tunings.items()
         ]
     return pd.concat(runs, ignore_index=True), pd.concat(searches, ignore_index=True)
+
+
+def races(lab: Lab, networks: dict[str, tuple[Model, list[Arm], Budget]]) -> Tables:
+    """One race a network, in two tables with a column ``network``: ``runs`` and ``tuning``."""
+    import pandas as pd
+
+    where = bench(lab)
+    runs, searches = [], []
+    for name, (model, arms, budget) in networks.items():
+        lab.progress(f"{name} on {where.name}")
+        seeds = lab.replicates(10, where.least)
+        done, search = race(where.task(model), arms, budget, seeds, where.tuning_seeds)
+        runs.append(done.assign(network=name, data=where.name, least=where.least, note=where.note))
+        searches.append(search.assign(network=name))
+    return {"runs": pd.concat(runs, ignore_index=True), "tuning": pd.concat(searches, ignore_index=True)}
 
 
 class _Score:
@@ -184,16 +200,18 @@ def finals(runs: pd.DataFrame, tuned: str) -> dict[str, pd.Series[float]]:
     return {str(arm): group.set_index("seed")["train_loss"] for arm, group in end.groupby("arm", sort=False)}
 
 
-def curves(runs: pd.DataFrame, title: str, tuned: str = "validation") -> Figure:
-    """Median training loss after each epoch with the range over seeds, a line an arm."""
+def race_figures(runs: pd.DataFrame, tuned: str = "validation") -> list[Drawing]:
+    """For each network the median training loss after each epoch with the range over seeds, a line an arm."""
+    drawings = []
     chosen = runs[(runs["tuned"] == tuned) & (runs["epoch"] > 0)]
-    table: Any = chosen.groupby(["arm", "epoch"], sort=False)["train_loss"].agg(["median", "min", "max"])
-    drawn = figure(title, "epoch", "training loss", log_y=True)
-    lines(drawn, table.reset_index(), "epoch", "median", by="arm", band=("min", "max"))
-    return drawn
-
-
-def chosen_rates(runs: pd.DataFrame, tuned: str = "validation") -> str:
-    """The rates behind `curves`, for a caption."""
-    chosen = runs[runs["tuned"] == tuned].groupby("arm", sort=False)["lr"].first()
-    return "; ".join(f"{arm}: {lr:.2g}" for arm, lr in chosen.items())
+    for network, some in chosen.groupby("network", sort=False):
+        table: Any = some.groupby(["arm", "epoch"], sort=False)["train_loss"].agg(["median", "min", "max"])
+        drawn = figure(f"Training loss, {network}", "epoch", "training loss", log_y=True)
+        lines(drawn, table.reset_index(), "epoch", "median", by="arm", band=("min", "max"))
+        told = "; ".join(
+            f"{arm}: {lr:.2g}" for arm, lr in some.groupby("arm", sort=False)["lr"].first().items()
+        )
+        data = some["data"].iloc[0]
+        text = f"Median over seeds and range, {network} on {data}. Rates, chosen by {tuned} loss: {told}."
+        drawings.append(Drawing(drawn, text))
+    return drawings

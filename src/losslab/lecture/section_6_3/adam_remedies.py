@@ -12,8 +12,7 @@ from losslab.lecture.section_6_3.adam_convergence import (
     sequence,
     spread,
 )
-from losslab.lecture.section_6_3.adam_practice import races
-from losslab.lecture.section_6_3.adam_race import MEASURES, Arm, Budget, bench, chosen_rates, curves, finals
+from losslab.lecture.section_6_3.adam_race import MEASURES, Arm, Budget, bench, finals, race_figures, races
 from losslab.lecture.tuning import rates
 from losslab.lecture.verdicts import paired
 from losslab.rules import Adam, AMSGrad, Rule
@@ -52,10 +51,9 @@ def _better(tables: Tables, network: str, tuned: str) -> Finding:
     runs, search = (table[table["network"] == network] for table in (tables["runs"], tables["tuning"]))
     losses = finals(runs, tuned)
     scores = search[search["tuned"] == tuned].groupby("arm")["score"].min()
-    best = {kind: min((arm for arm in losses if arm.startswith(kind)), key=lambda arm: scores[arm])
-            for kind in ("Adam", "AMSGrad")}  # fmt: skip
-    adam, amsgrad = (losses[arm] for arm in best.values())
-    note = "; ".join(part for part in (" and ".join(best.values()), str(runs["note"].iloc[0])) if part)
+    best = [scores[scores.index.str.startswith(kind)].idxmin() for kind in ("Adam", "AMSGrad")]
+    adam, amsgrad = (losses[str(arm)] for arm in best)
+    note = "; ".join(part for part in (f"{best[1]} against {best[0]}", str(runs["note"].iloc[0])) if part)
     return paired(
         f"AMSGrad ends at least 1 % below Adam ({network}, rates by {tuned} loss)",
         (adam - amsgrad) / adam,
@@ -82,20 +80,14 @@ def _figures(tables: Tables) -> list[Drawing]:
     table = spread(tables["online"], "exact", ("Adam", "AMSGrad", "AdamNC"))
     lines(exact, table[table["step"] > 1000], "step", "median", by="rule")
     reference(exact, 2 * MEAN, "regret of x = 1")
-    drawings = [
+    return [
         Drawing(
             exact,
             "The regret of each step's own loss against −1. The two remedies' falls like 1/√t, as their "
             "theorems say; Adam's bends towards that of always playing +1.",
-        )
+        ),
+        *race_figures(tables["runs"]),
     ]
-    for network, runs in tables["runs"].groupby("network", sort=False):
-        text = (
-            f"Median over seeds and range, on {runs['data'].iloc[0]}. Rates, chosen by validation loss: "
-            f"{chosen_rates(runs)}."
-        )
-        drawings.append(Drawing(curves(runs, f"{network[0].upper()}{network[1:]}"), text))
-    return drawings
 
 
 C32 = Claim(

@@ -134,7 +134,9 @@ def figures(tables: Tables) -> list[Drawing]:
     large = newton[newton.P >= LARGE]
     curve = large.assign(fit=fit.constant * large.P**fit.slope)
     lines(drawn, curve, "P", "fit", name=f"P to the power {fit.slope:.2f}")
-    lines(drawn, network.assign(time=network["product"] * network.P), "P", "time", name="Hessian by P products")
+    lines(
+        drawn, network.assign(time=network["product"] * network.P), "P", "time", name="Hessian by P products"
+    )
     lines(drawn, network, "P", "product", name="one Hessian-vector product")
     lines(drawn, network, "P", "gradient", name="gradient")
     return [
@@ -157,9 +159,9 @@ C20 = Claim(
     figures=figures,
     combine=decided_by(UPDATE, MEMORY),
     caveats=(
-        "One solves a linear system and does not invert. Conjugate gradients on Hessian-vector products, L-BFGS "
-        "and K-FAC avoid the P² numbers altogether (Martens 2010).",
-        "Times are of this machine, while it may have been doing other things. At these sizes a solve does not "
-        "yet reach its limit of P³, since larger matrices use the processor better.",
+        "One solves a linear system and does not invert. Conjugate gradients on Hessian-vector products, "
+        "L-BFGS and K-FAC avoid the P² numbers altogether (Martens 2010).",
+        "Times are of this machine, while it may have been doing other things. At these sizes a solve does "
+        "not yet reach its limit of P³, since larger matrices use the processor better.",
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +35,7 @@ class Bowls:
     stiff: Tensor
 
     @staticmethod
-    def of(conditions: Sequence[float], seeds: Sequence[int], dimension: int, spread: float = 0.0) -> Bowls:
+    def of(conditions: Iterable[float], seeds: Iterable[int], dimension: int, spread: float = 0.0) -> Bowls:
         """Random rotations of spectra spaced evenly in the logarithm from 1 to the condition number.
 
         The start is ``centre + A^(-1/2) z`` with z standard normal: every eigenvector has the same expected
@@ -68,7 +68,7 @@ class Bowls:
         )
 
     def value(self, x: Tensor) -> Tensor:
-        """f at each member's point, ``[N]``."""
+        """The function at each member's point, ``[N]``."""
         return ((x - self.centre) * self.gradient(x)).sum(1) / 2
 
     def gradient(self, x: Tensor, step: int = 0) -> Tensor:
@@ -80,7 +80,7 @@ class Bowls:
         return self.A
 
     def crossings(self, rule: Rule, levels: Sequence[float], limit: int) -> Tensor:
-        """The updates until f / f(start) is first below each level, ``[levels, N]``; inf where it never is."""
+        """Updates until f / f(start) is first below each level, ``[levels, N]``; inf where it never is."""
         wanted = torch.tensor(levels, dtype=torch.float64)[:, None] * self.value(self.start)
         found = torch.full(wanted.shape, torch.inf, dtype=torch.float64)
         hessian = self.hessian if rule.needs_curvature else None
@@ -100,7 +100,7 @@ class Surface:
     f: Callable[[Tensor], Tensor]
 
     def value(self, x: Tensor) -> Tensor:
-        """f at each point, ``[N]``."""
+        """The function at each point, ``[N]``."""
         return self.f(x)
 
     def gradient(self, x: Tensor, step: int = 0) -> Tensor:

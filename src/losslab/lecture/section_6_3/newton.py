@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,30 +11,20 @@ from torch import Tensor
 
 from losslab.engine import Points, train
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables
-from losslab.lecture.figures import contours_with_paths, figure, lines, reference
-from losslab.lecture.section_6_3.convergence import CONDITIONS, TARGET, heavy_ball, iterations, theory
+from losslab.lecture.figures import contours_with_paths, figure, lines
+from losslab.lecture.section_6_3 import softmax
+from losslab.lecture.section_6_3.convergence import CONDITIONS, heavy_ball, iterations, theory
 from losslab.lecture.section_6_3.driving import drive, path_of
-from losslab.lecture.section_6_3.landscapes import Bowls, Softmax, Surface
+from losslab.lecture.section_6_3.landscapes import Bowls, Surface
 from losslab.lecture.statistics import max_relative_error
-from losslab.lecture.tuning import rates, tune
 from losslab.lecture.verdicts import bound, count, identity
 from losslab.rules import GD, AdaGrad, Newton, Rule
-from losslab.tasks import Quadratic, digits, function_task, rosenbrock, saddle
+from losslab.tasks import Quadratic, function_task, rosenbrock, saddle
 
 if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
 
-RIDGE = 1e-3
-"""1/n for 1000 digits."""
-
-DONE = 1e-10
-"""The excess over the least value, as a share of the first excess, at which a run counts as done."""
-
-MOST = 15
-SHARE = 0.8  # of the training digits in each replicate
-FULL, SEARCHED, DESCENT = "Newton, η = 1", "Newton, η by backtracking", "gradient descent"
-ZERO, RANDOM = "from zero", "from random weights"
 
 ONE_STEP = "one step to the minimum of a quadratic"
 DAMPED = "error (1 − η)^t at η = 1/2, whatever κ"
@@ -99,100 +89,6 @@ def affine(instances: int, steps: int = 5) -> pd.DataFrame:
     return pd.DataFrame({"condition": condition.numpy(), "error": errors})
 
 
-def digits_problem(seed: int) -> tuple[Softmax, Tensor]:
-    """Softmax regression on a random part of the training digits, and two starts: zero and random weights."""
-    x, y = digits().train.all()
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(y), generator=generator)[: int(SHARE * len(y))]
-    problem = Softmax.of(x[rows], y[rows], RIDGE)
-    width = problem.inputs.shape[1] - 1
-    weights = (2 * torch.rand(problem.parameters, generator=generator, dtype=torch.float64) - 1) / width**0.5
-    return problem, torch.stack([torch.zeros_like(weights), weights])
-
-
-def backtracked(problem: Softmax, start: Tensor, steps: int) -> list[Tensor]:
-    """Newton's path ``[N, P]`` with rates halved until f falls by 1e-4 of what the gradient promises."""
-    path = [start]
-    for step in range(steps):
-        x, g, hessian = path[-1], problem.gradient(path[-1]), problem.hessian(path[-1])
-        value = problem.value(x)
-        rate = torch.ones(len(x), dtype=torch.float64)
-        for _ in range(30):
-            (move,) = drive(Newton(lr=rate), lambda x, t: g, x, 1, lambda x: hessian, first=step)  # noqa: B023
-            enough = problem.value(move.after) <= value + 1e-4 * (g * (move.after - x)).sum(1) + 1e-15
-            if bool(enough.all()):
-                break
-            rate = torch.where(enough, rate, rate / 2)
-        path.append(move.after)
-        if float(problem.gradient(move.after).abs().max()) < 1e-13:
-            break
-    return path
-
-
-def softmax_runs(seeds: Sequence[int], limit: int) -> dict[str, pd.DataFrame]:
-    """Excess over the least value against iterations, for Newton's method and tuned gradient descent."""
-    import pandas as pd
-
-    tuning = tune(_descent_score, rates(0.05, 5.0, per_decade=4), seeds=[1000, 1001])
-    rows = []
-    for seed in seeds:
-        problem, starts = digits_problem(seed)
-        zero, weights = starts[:1], starts[1:]
-        searched = backtracked(problem, weights, 40)
-        least = float(problem.value(searched[-1]))
-        runs = [
-            (SEARCHED, RANDOM, iter(searched)),
-            (FULL, ZERO, _visited(problem, Newton(), zero, MOST)),
-            (FULL, RANDOM, _visited(problem, Newton(), weights, MOST)),
-            (DESCENT, RANDOM, _visited(problem, GD(lr=tuning.lr), weights, limit)),
-        ]
-        for method, start, points in runs:
-            table = _excess(problem, points, least)
-            rows.append(table.assign(method=method, start=start, seed=seed))
-    return {
-        "softmax": pd.concat(rows, ignore_index=True),
-        "softmax_tuning": tuning.table.assign(chosen=tuning.lr, at_edge=tuning.at_edge),
-    }
-
-
-def _visited(problem: Softmax, rule: Rule, start: Tensor, steps: int) -> Iterator[Tensor]:
-    """The points of a run, the start first."""
-    hessian = problem.hessian if rule.needs_curvature else None
-    yield start
-    for move in drive(rule, problem.gradient, start, steps, hessian):
-        yield move.after
-
-
-def _excess(problem: Softmax, points: Iterator[Tensor], least: float) -> pd.DataFrame:
-    """f - least at each point until it is done, as a share of the first; every 20th after the first hundred."""
-    import pandas as pd
-
-    rows: list[tuple[int, float]] = []
-    first = None
-    for iteration, x in enumerate(points):
-        above = float(problem.value(x)) - least
-        first = above if first is None else first
-        done = above / first <= DONE / 100
-        if iteration < 100 or iteration % 20 == 0 or done:
-            rows.append((iteration, above / first))
-        if done:
-            break
-    return pd.DataFrame(rows, columns=["iteration", "excess"])
-
-
-def _descent_score(lrs: list[float], seeds: list[int]) -> Tensor:
-    """The objective after 200 steps of gradient descent from random weights."""
-    scores = torch.full((len(lrs),), torch.nan, dtype=torch.float64)
-    for seed in set(seeds):
-        rows = [i for i, s in enumerate(seeds) if s == seed]
-        problem, starts = digits_problem(seed)
-        rule = GD(lr=[lrs[i] for i in rows])
-        for move in drive(rule, problem.gradient, starts[1:].expand(len(rows), -1), 200):
-            last = move.after
-        scores[rows] = problem.value(last)
-    return scores
-
-
 def rosenbrock_run(steps: int = 20) -> pd.DataFrame:
     """Newton's method on Rosenbrock's function from its standard start, by the engine."""
     start = torch.tensor(rosenbrock.start, dtype=torch.float64)
@@ -221,7 +117,9 @@ def saddle_run(starts: int, steps: int = 30) -> pd.DataFrame:
         progress=False,
     )
     end = run.points["x"]
-    return pd.DataFrame({"start_x": start[:, 0], "start_y": start[:, 1], "end_x": end[:, 0], "end_y": end[:, 1]})
+    return pd.DataFrame(
+        {"start_x": start[:, 0], "start_y": start[:, 1], "end_x": end[:, 0], "end_y": end[:, 1]}
+    )
 
 
 def valley() -> Quadratic:
@@ -250,7 +148,9 @@ def trajectories(steps: int = 40) -> pd.DataFrame:
     for name, rule in rules.items():
         moves = drive(rule, lambda x, t: x @ bowl.A, start, steps, lambda x: bowl.A[None])
         x = path_of(moves)[:, 0]
-        rows.append(pd.DataFrame({"step": np.arange(steps + 1), "x": x[:, 0], "y": x[:, 1]}).assign(method=name))
+        rows.append(
+            pd.DataFrame({"step": np.arange(steps + 1), "x": x[:, 0], "y": x[:, 1]}).assign(method=name)
+        )
     return pd.concat(rows, ignore_index=True)
 
 
@@ -272,14 +172,14 @@ def experiment(lab: Lab) -> Tables:
         "trajectories": trajectories(),
         "rosenbrock": rosenbrock_run(),
         "saddle": saddle_run(lab.pick(100, 400)),
-        **softmax_runs(seeds, lab.pick(5000, 50_000)),
+        **softmax.runs_on_digits(seeds, lab.pick(5000, 50_000)),
     }
 
 
 def judge(tables: Tables) -> list[Finding]:
     """Exactness on quadratics, iterations elsewhere."""
     excess = tables["rosenbrock"].loss / tables["rosenbrock"].loss.iloc[0]
-    done = int(np.flatnonzero(excess <= DONE)[0]) if (excess <= DONE).any() else np.inf
+    done = int(np.flatnonzero(excess <= softmax.DONE)[0]) if (excess <= softmax.DONE).any() else np.inf
     saddles = tables["saddle"]
     found = (saddles.end_x.abs() < 1e-6) & ((saddles.end_y.abs() - 1).abs() < 1e-6)
     centre = int(((saddles.end_x.abs() < 1e-6) & (saddles.end_y.abs() < 1e-6)).sum())
@@ -287,32 +187,17 @@ def judge(tables: Tables) -> list[Finding]:
         identity(ONE_STEP, tables["one_step"].error),
         identity(DAMPED, tables["damped"].error),
         identity(AFFINE, tables["affine"].error),
-        *_softmax_findings(tables["softmax"]),
-        bound(VALLEY, done, (done, done), 1, f"until f has fallen to {DONE:g} of its start", at_most=MOST),
+        *softmax.findings(tables["softmax"]),
+        bound(
+            VALLEY,
+            done,
+            (done, done),
+            1,
+            f"until f has fallen to {softmax.DONE:g} of its start",
+            at_most=softmax.MOST,
+        ),
         count(CURVED, int(found.sum()), len(found), at_least=0.5, note=f"{centre} ended in the saddle"),
     ]
-
-
-def _softmax_findings(runs: pd.DataFrame) -> list[Finding]:
-    done = runs[runs.excess <= DONE].groupby(["method", "start", "seed"]).iteration.min()
-    every = runs[["method", "start", "seed"]].drop_duplicates()
-    needed = done.reindex(every).fillna(np.inf) if len(every) else done
-    findings = []
-    for (method, start), counts in needed.groupby(level=["method", "start"], sort=False):
-        limit = {"at_least": 1000} if method == DESCENT else {"at_most": MOST}
-        median = float(np.quantile(counts, 0.5, method="higher"))
-        findings.append(
-            bound(
-                f"digits, iterations of {method} {start}",
-                median,
-                (float(counts.min()), float(counts.max())),
-                len(counts),
-                f"median and range of iterations to {DONE:g} of the first excess",
-                **limit,  # type: ignore[arg-type]
-                note="∞: not reached" if np.isinf(counts).any() else "",
-            )
-        )
-    return findings
 
 
 def figures(tables: Tables) -> list[Drawing]:
@@ -325,7 +210,7 @@ def figures(tables: Tables) -> list[Drawing]:
         x,
         y,
         bowl.f(grid).numpy(),
-        {name: rows[["x", "y"]].to_numpy() for name, rows in paths.groupby("method", sort=False)},
+        {str(name): rows[["x", "y"]].to_numpy() for name, rows in paths.groupby("method", sort=False)},
         x_title="first coordinate",
         y_title="second coordinate",
         log=True,
@@ -333,17 +218,17 @@ def figures(tables: Tables) -> list[Drawing]:
     return [
         Drawing(
             drawn,
-            "A quadratic with κ = 25: gradient descent at 1.9/L zig-zags across the valley, momentum at its best "
-            "rate swings along it, AdaGrad rescales the coordinates but not the tilt, Newton's method arrives in "
-            "one step.",
+            "A quadratic with κ = 25: gradient descent at 1.9/L zig-zags across the valley, momentum at its "
+            "best rate swings along it, AdaGrad rescales the coordinates but not the tilt, Newton's method "
+            "arrives in one step.",
         ),
         Drawing(
             _iterations_figure(tables["iterations"]),
-            "Iterations until f has fallen to 10⁻¹² of its start: dots are medians over random quadratics in 20 "
-            "dimensions, lines the contraction that theory gives each method at its best rate.",
+            "Iterations until f has fallen to 10⁻¹² of its start: dots are medians over random quadratics "
+            "in 20 dimensions, lines the contraction that theory gives each method at its best rate.",
         ),
         Drawing(
-            _softmax_figure(tables["softmax"]),
+            softmax.curves(tables["softmax"]),
             "Softmax regression on digits, 650 weights, ridge 10⁻³: the excess over the least value, one "
             "replicate. The full Newton step from random weights overshoots.",
         ),
@@ -352,25 +237,12 @@ def figures(tables: Tables) -> list[Drawing]:
 
 def _iterations_figure(runs: pd.DataFrame) -> Figure:
     drawn = figure("Iterations and conditioning", "condition number κ", "iterations", log_x=True, log_y=True)
-    middle = runs.groupby(["method", "kappa"], sort=False, as_index=False).iterations.median()
+    middle = runs.groupby(["method", "kappa"], sort=False, as_index=False)[["iterations"]].median()
     lines(drawn, middle, "kappa", "iterations", by="method", mode="markers")
     for trace in list(drawn.data):
         predicted = [theory(trace.name, kappa) for kappa in trace.x]
         drawn.add_scatter(x=trace.x, y=predicted, mode="lines", line=trace.line, showlegend=False)
     return drawn
-
-
-def _softmax_figure(runs: pd.DataFrame) -> Figure:
-    drawn = figure("Digits", "iteration", "excess, share of the first", log_x=True, log_y=True)
-    runs = runs[(runs.seed == runs.seed.min()) & (runs.excess > 0)]
-    named = runs.assign(
-        iteration=runs.iteration + 1,  # the start must have a place on the logarithmic axis
-        run=[f"{method}, {start}" for method, start in zip(runs.method, runs.start, strict=True)],
-    )
-    lines(drawn, named, "iteration", "excess", by="run")
-    reference(drawn, DONE, "done")
-    drawn.update_yaxes(range=[-14, 4])
-    return drawn.update_xaxes(title_text="iteration + 1")
 
 
 C19 = Claim(
@@ -383,11 +255,13 @@ C19 = Claim(
     judge=judge,
     figures=figures,
     caveats=(
-        "Exact on quadratics. Elsewhere the full step converges only from near enough: on softmax regression from "
-        "random weights it overshoots and needs a line search, which chooses η anew at each iteration.",
-        "Where f is not convex Newton's method is drawn to saddles and maxima as much as to minima; saddle-free "
-        "variants replace the Hessian's eigenvalues by their absolute values (Dauphin et al. 2014).",
-        "The rate of gradient descent on digits is tuned on replicates of its own, by the objective after 200 "
-        "steps.",
+        "Exact on quadratics. Elsewhere the full step converges only from near enough: on softmax "
+        "regression from random weights it overshoots and needs a line search, which chooses η anew at each "
+        "iteration.",
+        "Where f is not convex Newton's method is drawn to saddles and maxima as much as to minima; "
+        "saddle-free variants replace the Hessian's eigenvalues by their absolute values (Dauphin et al. "
+        "2014).",
+        "The rate of gradient descent on digits is tuned on replicates of its own, by the objective after "
+        "200 steps.",
     ),
 )

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from losslab.engine import train
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables, decided_by
@@ -76,7 +75,9 @@ def stiff_traces(rates: Sequence[float], steps: int) -> pd.DataFrame:
     import pandas as pd
 
     bowls = Bowls.of([100.0] * len(rates), [0] * len(rates), dimension=2)
-    moves = drive(GD(lr=torch.tensor(rates, dtype=torch.float64) / bowls.L), bowls.gradient, bowls.start, steps)
+    moves = drive(
+        GD(lr=torch.tensor(rates, dtype=torch.float64) / bowls.L), bowls.gradient, bowls.start, steps
+    )
     points = [bowls.start, *(move.after for move in moves)]
     component = torch.stack([(bowls.stiff * x).sum(1) for x in points])
     component = component / component[0]
@@ -104,7 +105,9 @@ def two_gaussians(seed: int, examples: int = 100) -> Task:
     values, vectors = torch.linalg.eigh(x.T @ x / examples)
     wanted = torch.tensor([0.036, 0.84], dtype=torch.float64)
     x = x @ vectors @ torch.diag((wanted / values).sqrt()) @ vectors.T
-    return supervised(logistic_regression(2, 1).to(torch.float64), (x, y), criterion=half_mse, name="two_gaussians")
+    return supervised(
+        logistic_regression(2, 1).to(torch.float64), (x, y), criterion=half_mse, name="two_gaussians"
+    )
 
 
 def gaussian_runs(seeds: Sequence[int], steps: int) -> pd.DataFrame:
@@ -118,7 +121,14 @@ def gaussian_runs(seeds: Sequence[int], steps: int) -> pd.DataFrame:
         evaluate = sorted({int(k) for k in np.geomspace(1, steps, 40)} | {0})
         batch = train(task, GD(lr=NEARBY), seeds=[seed], steps=steps, evaluate=evaluate, **common)  # type: ignore[arg-type]
         single = train(
-            task, SGD(lr=0.2), seeds=[seed], steps=steps, batch_size=1, replacement=True, evaluate=evaluate, **common  # type: ignore[arg-type]
+            task,
+            SGD(lr=0.2),
+            seeds=[seed],
+            steps=steps,
+            batch_size=1,
+            replacement=True,
+            evaluate=evaluate,
+            **common,  # type: ignore[arg-type]
         )
         history = batch.history[["step", "lr", "train_loss"]].assign(method="batch")
         noisy = single.history[["step", "train_loss"]].assign(method="one example", lr=0.2)
@@ -144,7 +154,9 @@ def judge(tables: Tables) -> list[Finding]:
     runs, above, below = tables["iterations"], tables["above"], tables["below"]
     fit = fit_power_law(runs.kappa, runs.iterations)
     return [
-        law(SLOPE, fit.slope, fit.slope_interval, theory=1.0, n=fit.n, note="slope on double logarithmic axes"),
+        law(
+            SLOPE, fit.slope, fit.slope_interval, theory=1.0, n=fit.n, note="slope on double logarithmic axes"
+        ),
         identity(FLIPS, 1 - above.changed_late, tolerance=0.0),
         identity(CALM, below.changed, tolerance=0.0),
         _limit(tables["gaussians"]),
@@ -174,9 +186,11 @@ def _limit(runs: pd.DataFrame) -> Finding:
 def figures(tables: Tables) -> list[Drawing]:
     """Iterations, the stiff component, the two Gaussians."""
     runs = tables["iterations"]
-    growth = figure("Iterations of gradient descent", "condition number κ", "iterations", log_x=True, log_y=True)
+    growth = figure(
+        "Iterations of gradient descent", "condition number κ", "iterations", log_x=True, log_y=True
+    )
     lines(growth, runs, "kappa", "iterations", mode="markers", name="measured")
-    theory = runs.groupby("kappa", as_index=False).theory.first()
+    theory = runs.drop_duplicates("kappa")
     lines(growth, theory, "kappa", "theory", name="theory")
 
     stiff = figure("The stiff component", "step", "component along the stiffest direction")
@@ -193,8 +207,8 @@ def figures(tables: Tables) -> list[Drawing]:
     return [
         Drawing(
             growth,
-            "Iterations until f has fallen to 10⁻¹² of its start, at the best fixed rate 2/(μ + L), for random "
-            "rotations and starts in 20 dimensions; the line is the worst start.",
+            "Iterations until f has fallen to 10⁻¹² of its start, at the best fixed rate 2/(μ + L), for "
+            "random rotations and starts in 20 dimensions; the line is the worst start.",
         ),
         Drawing(
             stiff,
@@ -203,8 +217,8 @@ def figures(tables: Tables) -> list[Drawing]:
         ),
         Drawing(
             loss,
-            "Efficient BackProp's example: regression on two Gaussians whose covariance has the eigenvalues 0.84 "
-            "and 0.036, with a bias.",
+            "Efficient BackProp's example: regression on two Gaussians whose covariance has the eigenvalues "
+            "0.84 and 0.036, with a bias.",
         ),
     ]
 
@@ -214,8 +228,8 @@ C18 = Claim(
     section="6.3",
     title="Gradient descent on ill-conditioned quadratics",
     statement=(
-        "On a quadratic with a large condition number κ gradient descent oscillates across the valley and needs "
-        "many iterations."
+        "On a quadratic with a large condition number κ gradient descent oscillates across the valley and "
+        "needs many iterations."
     ),
     source="Notes §6.3; LeCun, Bottou, Orr & Müller 1998, Efficient BackProp",
     experiment=experiment,
@@ -223,9 +237,10 @@ C18 = Claim(
     figures=figures,
     combine=decided_by(SLOPE, FLIPS),
     caveats=(
-        "Slowness and oscillation are two effects: with η ≤ 1/L descent is slow and does not oscillate at all.",
-        "The count is at the best fixed rate 2/(μ + L), which asks for the spectrum; any other fixed rate needs "
-        "more.",
+        "Slowness and oscillation are two effects: with η ≤ 1/L descent is slow and does not oscillate at "
+        "all.",
+        "The count is at the best fixed rate 2/(μ + L), which asks for the spectrum; any other fixed rate "
+        "needs more.",
     ),
 )
 

@@ -1,0 +1,77 @@
+"""Gradients that are not written out before somebody needs them.
+
+The gradient of a linear layer's weight is a product ``g^T x`` of two small matrices. For a large layer,
+writing the product of all members to memory and reading it back for the update costs as much as computing
+it; an update that goes member by member can take each product fresh from the cache instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from losslab.engine.kernels import product
+
+
+class Factored:
+    """The stack ``g_i^T x_i``, kept as factors: g ``[N, B, o]``, x ``[N, B, i]`` -> ``[N, o, i]``."""
+
+    def __init__(self, g: Tensor, x: Tensor) -> None:
+        self.g, self.x = g, x
+
+    def tensor(self) -> Tensor:
+        """The stack written out."""
+        return torch.bmm(self.g.transpose(1, 2), self.x)
+
+    def unbind(self, dim: int = 0) -> Sequence[Tensor]:
+        """The members' matrices, each computed when it is asked for (``dim`` is 0)."""
+        assert dim == 0
+        return _Rows(self.g.transpose(1, 2), self.x.transpose(1, 2))
+
+    def __add__(self, other: Tensor | Factored) -> Tensor:
+        return self.tensor() + (other.tensor() if isinstance(other, Factored) else other)
+
+    def __radd__(self, other: Tensor) -> Tensor:
+        return other + self.tensor()
+
+
+class _Rows(Sequence[Tensor]):
+    def __init__(self, gt: Tensor, xt: Tensor) -> None:
+        self.gt, self.xt = gt.unbind(0), xt.unbind(0)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        assert isinstance(index, int)
+        return product(self.gt[index], self.xt[index])
+
+    def __len__(self) -> int:
+        return len(self.gt)
+
+
+class Gradients(Mapping[str, Tensor]):
+    """Gradients by name; what is kept as factors is written out when it is looked at.
+
+    Args:
+        parts: Name -> tensor ``[N, ...]`` or its factors.
+    """
+
+    def __init__(self, parts: dict[str, Tensor | Factored]) -> None:
+        self.parts = parts
+
+    def __getitem__(self, name: str) -> Tensor:
+        part = self.parts[name]
+        if isinstance(part, Factored):
+            part = self.parts[name] = part.tensor()
+        return part
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
