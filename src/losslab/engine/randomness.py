@@ -8,6 +8,7 @@ numbers on every device, whether members run together or alone, and no generator
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -80,17 +81,31 @@ def fold(keys: Tensor, index: int) -> Tensor:
 
 def bits(keys: Tensor, shape: Sequence[int]) -> Tensor:
     """Independent uniform 64-bit integers: keys ``[...]`` -> ``[..., *shape]`` (splitmix64 of a counter)."""
-    count = 1
-    for size in shape:
-        count *= int(size)
-    counter = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device).view(*shape)
-    start = keys.reshape(*keys.shape, *[1] * len(shape))
+    count = math.prod(int(size) for size in shape)
+    counter = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device).view(list(shape))
+    start = keys.reshape([*keys.shape, *[1] * len(shape)])
     return _mix(start + counter * _signed(0x9E3779B97F4A7C15))
 
 
 def uniform(keys: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uniform numbers in [0, 1) on a grid of 2^-24: keys ``[...]`` -> ``[..., *shape]``."""
-    return _high(bits(keys, shape), 24).to(dtype) * 2.0**-24
+    """Uniform numbers in [0, 1) on a grid of 2^-24 (in a shorter dtype, its own): ``[..., *shape]``."""
+    digits = min(24, 1 - round(math.log2(torch.finfo(dtype).eps)))
+    return _high(bits(keys, shape), digits).to(dtype) * 2.0**-digits
+
+
+def coins(keys: Tensor, shape: Sequence[int], chance: float) -> Tensor:
+    """True with a chance known to 2^-17: keys ``[...]`` -> bool ``[..., *shape]``; four coins a hash."""
+    count = math.prod(int(size) for size in shape)
+    words = bits(keys, [-(-count // 4)])
+    if torch._C._functorch.is_batchedtensor(words):  # vmap cannot look at memory as another type
+        flat = torch.stack([words >> shift for shift in (0, 16, 32, 48)], dim=-1).to(torch.int16).flatten(-2)
+    else:
+        flat = words.view(torch.int16)
+    flat = flat[..., :count]
+    threshold = round(chance * 2**16) - 2**15
+    if threshold >= 2**15:  # no int16 reaches it, and a comparison would wrap around
+        return torch.ones([*keys.shape, *shape], dtype=torch.bool, device=keys.device)
+    return flat.lt(threshold).reshape([*keys.shape, *shape])
 
 
 def integers(keys: Tensor, shape: Sequence[int], high: int) -> Tensor:
@@ -156,7 +171,7 @@ class MemberRandom(TorchFunctionMode):
         shape = list(x.shape)
         if whole_channels:
             shape = shape[:-whole_channels] + [1] * whole_channels
-        keep = uniform(self.next_keys(), shape, x.dtype) >= p
+        keep = coins(self.next_keys(), shape, 1.0 - p)
         scale = 0.0 if p == 1.0 else 1.0 / (1.0 - p)
         return x * self.wrap(keep.to(x.dtype) * scale)
 

@@ -97,8 +97,8 @@ def _layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: f
 
 def _pooling(function: Any, spatial: int) -> Callable[..., Any]:
     def run(x: Stacked, *args: Any, **kwargs: Any) -> Stacked:
-        if x.dim() != spatial + 2:
-            raise NotInTable(f"{function.__name__} of a single example")
+        if x.dim() != spatial + 2 or kwargs.get("return_indices"):
+            raise NotInTable(f"{function.__name__} of a single example, or with indices")
         y = function(x.data.flatten(0, 1), *args, **kwargs)
         return Stacked(y.unflatten(0, x.data.shape[:2]))
 
@@ -106,6 +106,8 @@ def _pooling(function: Any, spatial: int) -> Callable[..., Any]:
 
 
 for _function, _spatial in (
+    (F.max_pool1d, 1),
+    (F.max_pool2d, 2),
     (torch.max_pool1d, 1),
     (torch.max_pool2d, 2),
     (F.avg_pool1d, 1),

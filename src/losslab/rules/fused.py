@@ -113,7 +113,7 @@ class Stepper:
                 way(part[0], part[1], part[2:], h, t)
 
     def _buffered(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
-        if _nonzero(h.weight_decay):
+        if isinstance(h.weight_decay, Tensor) or h.weight_decay:  # the kernel takes no tensor, not even zeros
             g = [gi + cast(h.weight_decay, gi) * xi for gi, xi in zip(g, x, strict=True)]
             h = Coefficients({**vars(h), "weight_decay": 0.0})
         self._scaled(x, g, slots, h, t)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from losslab.lecture.claim import Claim, Lab, Verdict, quiet
-from losslab.lecture.section_6_3 import adam, adam_convergence, adam_remedies
-from losslab.lecture.section_6_3.adam_convergence import MEAN, OFFSETS, PERIOD, PLAIN
+from losslab.lecture.section_6_3 import adam, adam_convergence, adam_remedies, adam_sequence
+from losslab.lecture.section_6_3.adam_sequence import MEAN, OFFSETS, PERIOD, PLAIN
 from losslab.rules import SGD, Adam, AdamNC, AMSGrad
 from losslab.rules.schedules import inverse_sqrt
 
@@ -58,7 +58,7 @@ def test_the_rules_and_the_regret_on_the_sequence(kind: str) -> None:
         "AdamNC": AdamNC(lr=lr, eps=0.0, box=1.0),
         "SGD": SGD(lr=lr, box=1.0),
     }[kind]
-    table = adam_convergence.drive({kind: rule}, adam_convergence.online, steps, MEAN, quiet, chunk=70)
+    table = adam_sequence.drive({kind: rule}, adam_sequence.online, steps, MEAN, quiet, chunk=70)
     for run, offset in list(enumerate(OFFSETS))[::3]:
         gradients = [1010.0 if (t + offset) % 101 == 1 else -10.0 for t in range(1, steps + 1)]
         path = reference_run(kind, gradients, alpha, 0.9, 0.99)
@@ -76,7 +76,7 @@ def test_the_sweep_repeats_the_streams_for_every_decay() -> None:
     rules = {
         name: Adam(lr=inverse_sqrt(1.0), beta2=b, eps=0.0, box=1.0) for name, b in (("a", beta2), ("b", 0.99))
     }
-    table = adam_convergence.drive(rules, adam_convergence.online, 300, MEAN, quiet)
+    table = adam_sequence.drive(rules, adam_sequence.online, 300, MEAN, quiet)
     both = [adam_convergence.ends(table, name, 0.99).sort_values("run") for name in ("a", "b")]
     assert both[0]["run"].tolist() == list(range(len(OFFSETS)))
     assert both[0]["x"].to_numpy() == pytest.approx(both[1]["x"].to_numpy(), abs=1e-12)
@@ -90,39 +90,39 @@ def test_the_repeating_period_is_the_one_that_adam_reaches() -> None:
         m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
         if t % PERIOD == 7:
             seventh = m, v
-    first, second = adam_convergence.period(0.9, 0.99)
+    first, second = adam_sequence.period(0.9, 0.99)
     assert (first[7], second[7]) == pytest.approx(seventh, rel=1e-9)
     assert first.sum() == pytest.approx(10.0)
 
 
 def test_the_drift_changes_its_sign_at_the_critical_decay() -> None:
-    critical = adam_convergence.critical_beta2()
-    assert adam_convergence.drift(critical - 1e-5) < 0 < adam_convergence.drift(critical + 1e-5)
-    assert adam_convergence.drift(0.99) < -1
+    critical = adam_sequence.critical_beta2()
+    assert adam_sequence.drift(critical - 1e-5) < 0 < adam_sequence.drift(critical + 1e-5)
+    assert adam_sequence.drift(0.99) < -1
 
 
 def test_the_rate_leaves_room_on_both_sides_at_the_quick_horizon() -> None:
     steps = adam_convergence.horizon(Lab())
-    assert adam_convergence.rate() == pytest.approx(adam_convergence.RATE, rel=0.01)
-    slowest = 10 / math.sqrt(adam_convergence.period(0.9, 0.99)[1].max()) / PERIOD
-    assert 2 * slowest * adam_convergence.RATE * math.sqrt(steps) > 1.9
+    assert adam_sequence.rate() == pytest.approx(adam_sequence.RATE, rel=0.01)
+    slowest = 10 / math.sqrt(adam_sequence.period(0.9, 0.99)[1].max()) / PERIOD
+    assert 2 * slowest * adam_sequence.RATE * math.sqrt(steps) > 1.9
     widest = 1000 / math.sqrt((1010**2 + 100 * 100) / PERIOD)
-    assert widest * adam_convergence.RATE / math.sqrt(steps) < 0.1
+    assert widest * adam_sequence.RATE / math.sqrt(steps) < 0.1
     assert steps % 10 == 0
 
 
 def test_the_stochastic_stream() -> None:
-    stream = adam_convergence.random_stream(0, 40_000, 3)
+    stream = adam_sequence.random_stream(0, 40_000, 3)
     assert stream.shape == (40_000, 3)
     share = (stream == 1010).double().mean(0)
     assert ((share - 0.01).abs() < 4 * math.sqrt(0.01 * 0.99 / 40_000)).all()
     assert set(stream.unique().tolist()) == {-10.0, 1010.0}
     assert not torch.equal(stream[:, 0], stream[:, 1])
-    assert not torch.equal(stream, adam_convergence.random_stream(40_000, 80_000, 3))
+    assert not torch.equal(stream, adam_sequence.random_stream(40_000, 80_000, 3))
 
 
 def test_theorem_1() -> None:
-    table = adam_convergence.theorem_1(instances=30, steps=150)
+    table = adam_sequence.theorem_1(instances=30, steps=150)
     assert (table["C"] > 2).all()
     assert (table["alpha"] < np.sqrt(1 - 1 / (1 + table["C"] ** 2))).all()
     assert table["deviation"].max() <= 1e-12
@@ -195,12 +195,12 @@ def test_c31_judges_the_stochastic_version_where_there_is_one() -> None:
 @pytest.fixture(scope="module")
 def short() -> pd.DataFrame:
     """The experiment of C31 over 20 periods: too short to converge, long enough to draw."""
-    rules = adam_convergence._rules(adam_convergence.RATE, (0.99, 0.9999), len(OFFSETS))
-    return adam_convergence.drive(rules, adam_convergence.online, 20 * PERIOD, MEAN, quiet)
+    rules = adam_sequence.contestants(adam_sequence.RATE, (0.99, 0.9999), len(OFFSETS))
+    return adam_sequence.drive(rules, adam_sequence.online, 20 * PERIOD, MEAN, quiet)
 
 
 def test_c31_draws_its_own_experiment(short: pd.DataFrame, stored: Stored, draw: Draw) -> None:
-    tables = {"online": short, "theorem": adam_convergence.theorem_1(instances=5, steps=30)}
+    tables = {"online": short, "theorem": adam_sequence.theorem_1(instances=5, steps=30)}
     assert set(verdicts(adam.C31, stored(tables)).values()) <= set(Verdict)
     draw(adam.C31, tables)
 

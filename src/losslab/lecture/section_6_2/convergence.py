@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables
-from losslab.lecture.figures import figure, lines
+from losslab.lecture.figures import figure, lines, reference
+from losslab.lecture.numbers import number
+from losslab.lecture.section_6_2.drawing import predicted, spread
 from losslab.lecture.section_6_2.noise_floor import RATES, excess_under_noise
-from losslab.lecture.section_6_2.race import ARMS, DECAY, TARGETS, Problem, directions, race
-from losslab.lecture.section_6_2.theory import predicted
+from losslab.lecture.section_6_2.race import ARMS, DECAY, TARGETS, Arm, Problem, directions, race
 from losslab.lecture.statistics import bootstrap_interval, fit_power_law
 from losslab.lecture.verdicts import law, paired, paired_family
 from losslab.tasks import Data, digits
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
 COPIES, PATTERNS = 10, 100
 REDUNDANT = {
@@ -30,27 +33,36 @@ def copied(data: Data, patterns: int, copies: int) -> Data:
     return Data((x.repeat(copies, 1), y.repeat(copies)))
 
 
-def experiment(lab: Lab) -> Tables:
-    """The race on digits and on ten copies of 100 digits, and the floor of a noisy quadratic."""
+def evidence(
+    lab: Lab, seeds: int, arms: Mapping[str, Arm], redundant: Mapping[str, Arm], runs: int, steps: int
+) -> Tables:
+    """The race on digits and on ten copies of 100 digits, and the floor of a noisy quadratic.
+
+    Args:
+        lab: Told about progress.
+        seeds: Replicates of each race.
+        arms: What races on digits.
+        redundant: What races on the copies.
+        runs: Runs of the quadratic at each rate.
+        steps: Updates of each; the floor is measured over the later half.
+    """
     import pandas as pd
 
-    seeds = lab.replicates(10, 30)
-    problem = Problem.of(digits().train)
     lab.progress("racing gradient descent and SGD on digits")
-    reached, curves = race(problem, ARMS, TARGETS, seeds)
+    problem = Problem.of(digits().train)
+    reached, curves = race(problem, arms, TARGETS, seeds)
     lab.progress("racing them on ten copies of 100 digits")
-    twofold = Problem.of(copied(digits().train, PATTERNS, COPIES))
-    copies, _ = race(twofold, REDUNDANT, [0.01], seeds)
+    tenfold = Problem.of(copied(digits().train, PATTERNS, COPIES))
+    copies, _ = race(tenfold, redundant, [0.01], seeds)
     lab.progress("measuring the noise floor of a quadratic")
-    steps = lab.pick(20000, 60000)
-    floor, course = excess_under_noise(RATES, lab.pick(24, 100), settle=steps // 2, steps=steps)
+    floor, course = excess_under_noise(RATES, runs, settle=steps // 2, steps=steps)
     fastest = reached[(reached.arm == "GD") & (reached.target == min(TARGETS))].lr.iloc[0]
     facts = {
         "problem": ["digits", "copies"],
-        "minimum": [problem.minimum, twofold.minimum],
-        "gap": [problem.gap, twofold.gap],
+        "minimum": [problem.minimum, tenfold.minimum],
+        "gap": [problem.gap, tenfold.gap],
         "mu": DECAY,
-        "L": [problem.smoothness, twofold.smoothness],
+        "L": [problem.smoothness, tenfold.smoothness],
     }
     return {
         "reached": pd.concat(
@@ -64,12 +76,19 @@ def experiment(lab: Lab) -> Tables:
     }
 
 
+def experiment(lab: Lab) -> Tables:
+    """Three arms on digits, two on the copies, seven rates on the quadratic."""
+    return evidence(
+        lab, lab.replicates(10, 30), ARMS, REDUNDANT, runs=lab.pick(24, 100), steps=lab.pick(20000, 60000)
+    )
+
+
 def judge(tables: Tables) -> list[Finding]:
     """V3 per update and per sample, V4 for the floor."""
     reached, floor, course = tables["reached"], tables["floor"], tables["directions"]
     digit = reached[reached["data"] == "digits"]
-    means = floor.groupby("rate").excess.mean()
-    fit = fit_power_law(means.index, means)
+    means = floor.groupby("rate")[["excess", "exact"]].mean()
+    fit, bend = (fit_power_law(means.index, means[column]) for column in ("excess", "exact"))
     ratio = floor.excess / floor.exact
     note = "median of log₁₀ of SGD's count over gradient descent's, every rate tuned for its target"
     per_update = {
@@ -84,7 +103,14 @@ def judge(tables: Tables) -> list[Finding]:
     copies = _log_ratios(reached[reached["data"] == "copies"], "samples")
     return [
         *paired_family(per_update, delta=0.0, note=note),
-        law("excess left by a constant rate ∝ η", fit.slope, fit.slope_interval, theory=1.0, n=fit.n),
+        law(
+            "excess left by a constant rate ∝ η",
+            fit.slope,
+            fit.slope_interval,
+            theory=1.0,
+            n=fit.n,
+            note=f"slope of the exact recursion at these rates: {number(bend.slope)}; 1 as η → 0",
+        ),
         law(
             "that excess over the exact recursion's",
             float(ratio.mean()),
@@ -114,34 +140,31 @@ def _log_ratios(reached: pd.DataFrame, count: str) -> dict[str, np.ndarray]:
 
 def figures(tables: Tables) -> list[Drawing]:
     """Excess loss against updates and against samples, and the floor against the rate."""
-    curves = tables["curves"]
-    drawings = []
-    for count, title, text in (
-        ("step", "updates", "Per update gradient descent is the fastest by far."),
-        (
-            "samples",
-            "samples processed",
-            "Per sample the order is reversed, until SGD nears its noise floor.",
-        ),
-    ):
-        groups = curves[curves[count] > 0].groupby(["arm", count], sort=False).excess
-        rows = groups.quantile(np.array([0.1, 0.5, 0.9])).unstack().set_axis(["low", "middle", "high"], axis=1)
-        drawn = figure(
-            f"Excess loss against {title}", title, "excess loss / its start", log_x=True, log_y=True
-        )
-        shown = rows.reset_index()
-        lines(drawn, shown[shown.middle > 1e-5], count, "middle", by="arm", band=("low", "high"))
-        caption = f"L2-regularised softmax regression on 1000 digits, rates tuned for 0.1 % excess. {text}"
-        drawings.append(Drawing(drawn, caption))
+    setting = "L2-regularised softmax regression on 1000 digits, every rate tuned for 0.1 % excess."
+    by_update = _excess(tables["curves"], "step", "updates", TARGETS[2:])
+    by_sample = _excess(tables["curves"], "samples", "samples processed", TARGETS[:2])
     floor = tables["floor"].groupby("rate")[["excess", "exact"]].mean().reset_index()
     level = figure("Noise floor", "learning rate × L", "excess loss at the end", log_x=True, log_y=True)
     lines(level, floor, "rate", "excess", mode="markers", name="SGD")
     predicted(level, (floor.rate, floor.exact), name="exact")
-    text = (
-        "A quadratic with condition number 100 and additive gradient noise: a constant rate stalls at a "
-        "height in proportion to it."
-    )
-    return [*drawings, Drawing(level, text)]
+    return [
+        Drawing(by_update, f"{setting} Per update gradient descent is the fastest by far."),
+        Drawing(by_sample, f"{setting} Per sample the order is reversed, until SGD nears its noise floor."),
+        Drawing(
+            level,
+            "A quadratic with condition number 100 and additive gradient noise: a constant rate stalls at a "
+            "height in proportion to it.",
+        ),
+    ]
+
+
+def _excess(curves: pd.DataFrame, count: str, title: str, targets: Sequence[float]) -> Figure:
+    rows = spread(curves[curves[count] > 0], ["arm", count], "excess")
+    drawn = figure(f"Excess loss against {title}", title, "excess / its start", log_x=True, log_y=True)
+    lines(drawn, rows[rows.middle > 1e-5], count, "middle", by="arm", band=("low", "high"))
+    for target in targets:
+        reference(drawn, target, f"{100 * target:g} %")
+    return drawn
 
 
 C11 = Claim(

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losslab.engine import Points, Population, train
+from losslab.engine import Points, Population
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables, decided_by
 from losslab.lecture.figures import bars, figure
+from losslab.lecture.section_6_2.training import trained
 from losslab.lecture.statistics import bootstrap_interval
 from losslab.lecture.verdicts import identity, law
 from losslab.rules import SGD
@@ -64,7 +65,7 @@ def ledger(shape: Shape, seeds: int) -> Tensor:
     def note(population: Population) -> None:
         path.append(population.points["0.weight"].clone())
 
-    train(
+    trained(
         task,
         SGD(lr=1.0),
         seeds=seeds,
@@ -74,10 +75,8 @@ def ledger(shape: Shape, seeds: int) -> Tensor:
         replacement=shape.replacement,
         dtype="float64",
         record=1,
-        evaluate=None,
         watch=note,
         start=Points({"0.weight": zero}, {}),
-        progress=False,
     )
     weights = torch.stack(path).squeeze(2)
     return weights[:-1] - weights[1:]
@@ -173,7 +172,7 @@ def figures_c10(tables: Tables) -> list[Drawing]:
     """How often an example is used in one epoch, for both schemes."""
     shares = tables["uses"].groupby(["replacement", "times"]).share.mean()
     drawn = figure("Uses of an example in one epoch", "times used", "share of the examples")
-    times = range(int(tables["uses"].times.max()) + 1)
+    times = [k for k in range(10) if max(shares.get((r, k), 0.0) for r in (False, True)) >= 0.001]
     for replacement, name in ((False, "batches of a permutation"), (True, "drawn with replacement")):
         heights = [shares.get((replacement, k), 0.0) for k in times]
         bars(drawn, [str(k) for k in times], heights, name=name)

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from losslab.engine import Batches, Points, Population, train
+from losslab.engine import Batches, Points, Population
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables, decided_by
 from losslab.lecture.figures import figure, lines, reference
+from losslab.lecture.section_6_2.drawing import predicted, spread
 from losslab.lecture.section_6_2.samples import batch_gradient, sample_gradients
-from losslab.lecture.section_6_2.theory import predicted
+from losslab.lecture.section_6_2.training import trained
 from losslab.lecture.statistics import bootstrap_interval, fit_power_law, max_relative_error
 from losslab.lecture.verdicts import bound, identity, law
 from losslab.rules import SGD
@@ -27,8 +28,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "softmax": logistic_regression(64, 10),
     "MLP": mlp(64, 32, 10),
 }
-CHECKPOINTS = (1, 10, 30, 100, 300, 1000)
-"""Updates after which C8 looks at the networks."""
 
 
 # -- C8: one sample ------------------------------------------------------------------------------------
@@ -41,21 +40,19 @@ def along_training(task: Task, seeds: int, checkpoints: Sequence[int]) -> dict[i
     def keep(population: Population) -> None:
         kept[population.step] = population.points.clone()
 
-    population = train(
+    population = trained(
         task,
         SGD(lr=0.1),
         seeds=seeds,
         steps=max(checkpoints),
         dtype="float64",
-        evaluate=None,
         record=[step - 1 for step in checkpoints],
         watch=keep,
-        progress=False,
     )
     return {step: [points.load_into(population[i], i) for i in range(seeds)] for step, points in kept.items()}
 
 
-def unbiasedness(model: str, seeds: int, checkpoints: Sequence[int] = CHECKPOINTS) -> pd.DataFrame:
+def unbiasedness(model: str, seeds: int, checkpoints: Sequence[int]) -> pd.DataFrame:
     """The mean of all samples' gradients against the gradient, and the noise of one of them.
 
     Returns:
@@ -102,20 +99,22 @@ def random_picks(model: str, seeds: int, draws: int) -> pd.DataFrame:
 
 def fresh(task: Task, seed: int = 0) -> nn.Module:
     """The network that the engine starts with, in float64."""
-    return train(task, SGD(), seeds=[seed], steps=0, dtype="float64", evaluate=None, progress=False)[
-        0
-    ].train()
+    return trained(task, SGD(), seeds=[seed], steps=0, dtype="float64")[0].train()
+
+
+def evidence_c8(seeds: int, checkpoints: Sequence[int], groups: int, draws: int) -> Tables:
+    """The gradients of both models along training, and random draws at a fresh network."""
+    import pandas as pd
+
+    return {
+        "gradients": pd.concat([unbiasedness(m, seeds, checkpoints) for m in MODELS], ignore_index=True),
+        "draws": pd.concat([random_picks(m, groups, draws) for m in MODELS], ignore_index=True),
+    }
 
 
 def experiment_c8(lab: Lab) -> Tables:
     """All samples' gradients on digits along training, softmax regression and an MLP."""
-    import pandas as pd
-
-    seeds, draws = lab.pick(10, 50), lab.pick(100, 400)
-    return {
-        "gradients": pd.concat([unbiasedness(model, seeds) for model in MODELS], ignore_index=True),
-        "draws": pd.concat([random_picks(model, 200, draws) for model in MODELS], ignore_index=True),
-    }
+    return evidence_c8(lab.pick(10, 50), (1, 10, 30, 100, 300, 1000), groups=200, draws=lab.pick(100, 400))
 
 
 EXACT = "the mean over all samples' gradients is the gradient"
@@ -144,7 +143,7 @@ def judge_c8(tables: Tables) -> list[Finding]:
             float(relative.median()),
             bootstrap_interval(relative),
             len(relative),
-            "median of (tr Σ)^½ / |∇L| along training",
+            "median of √(tr Σ) / |∇L| along training",
             at_most=1.0,
         ),
     ]
@@ -153,10 +152,10 @@ def judge_c8(tables: Tables) -> list[Finding]:
 def figures_c8(tables: Tables) -> list[Drawing]:
     """The relative noise of one sample's gradient as training goes on."""
     table = tables["gradients"]
-    relative = (table.noise / table.gradient).groupby([table.model, table.step], sort=False)
-    rows = relative.quantile(np.array([0.0, 0.5, 1.0])).unstack().set_axis(["low", "middle", "high"], axis=1)
-    drawn = figure("Noise of one sample", "updates", "relative error (tr Σ)^½ / |∇L|", log_x=True, log_y=True)
-    lines(drawn, rows.reset_index(), "step", "middle", by="model", band=("low", "high"), mode="lines+markers")
+    relative = table.assign(relative=table.noise / table.gradient)
+    rows = spread(relative, ["model", "step"], "relative", low=0.0, high=1.0)
+    drawn = figure("Noise of one sample", "updates", "relative error √(tr Σ) / |∇L|", log_x=True, log_y=True)
+    lines(drawn, rows, "step", "middle", by="model", band=("low", "high"), mode="lines+markers")
     reference(drawn, 1.0, "as large as the gradient")
     return [
         Drawing(
@@ -238,16 +237,14 @@ def engine_steps(model: str, size: int, seeds: int) -> pd.DataFrame:
 
     task = digits_task(MODELS[model])
     start = fresh(task)
-    moved = train(
+    moved = trained(
         task,
         SGD(lr=1.0),
         seeds=seeds,
         steps=1,
         batch_size=size,
         dtype="float64",
-        evaluate=None,
         start=start,
-        progress=False,
     ).points.matrix()
     each = sample_gradients(task, start)
     wanted = _mean_rows(Batches(len(each), size, range(seeds)).at(0), len(each)) @ each
@@ -261,7 +258,7 @@ def epoch_means(batch_norm: bool, seeds: int, size: int = 250) -> pd.DataFrame:
     import pandas as pd
 
     task = digits_task(mlp(64, 32, 10, batch_norm=batch_norm))
-    networks = train(task, SGD(), seeds=seeds, steps=0, dtype="float64", evaluate=None, progress=False)
+    networks = trained(task, SGD(), seeds=seeds, steps=0, dtype="float64")
     assert task.train is not None
     batches = Batches(len(task.train), size, range(seeds))
     errors = []
@@ -273,18 +270,23 @@ def epoch_means(batch_norm: bool, seeds: int, size: int = 250) -> pd.DataFrame:
     return pd.DataFrame({"batch_norm": batch_norm, "seed": range(seeds), "size": size, "error": errors})
 
 
-def experiment_c9(lab: Lab) -> Tables:
-    """Batches of 1, 2, 4, ... and all examples, drawn with and without replacement."""
+def evidence_c9(models: Sequence[str], sizes: Sequence[int], draws: int, instances: int) -> Tables:
+    """Batches of several sizes under both schemes, the engine's own step, and means over an epoch."""
     import pandas as pd
 
-    n = 1000
-    sizes = sorted({*(2**k for k in range(int(math.log2(n)) + 1)), n // 2, n})
-    models, draws = lab.pick(["softmax"], ["softmax", "MLP"]), lab.pick(2000, 5000)
     return {
         "errors": pd.concat([squared_errors(model, sizes, draws) for model in models], ignore_index=True),
-        "steps": pd.concat([engine_steps(model, 7, 100) for model in MODELS], ignore_index=True),
-        "epochs": pd.concat([epoch_means(bn, seeds=100) for bn in (False, True)], ignore_index=True),
+        "steps": pd.concat([engine_steps(model, 7, instances) for model in MODELS], ignore_index=True),
+        "epochs": pd.concat([epoch_means(norm, instances) for norm in (False, True)], ignore_index=True),
     }
+
+
+def experiment_c9(lab: Lab) -> Tables:
+    """Batches of 1, 2, 4, ... and all examples, drawn with and without replacement."""
+    n = 1000
+    sizes = sorted({*(2**k for k in range(int(math.log2(n)) + 1)), n // 2, n})
+    models = lab.pick(["softmax"], ["softmax", "MLP"])
+    return evidence_c9(models, sizes, draws=lab.pick(2000, 5000), instances=100)
 
 
 def factor(size: int, examples: int) -> float:
@@ -349,7 +351,7 @@ def figures_c9(tables: Tables) -> list[Drawing]:
     )
     drawn = figure("Variance of the batch gradient", "batch size B", "variance / σ²", log_x=True, log_y=True)
     lines(drawn, means, "size", "ratio", by="scheme", mode="markers")
-    grid = np.unique(np.geomspace(1, examples - 1, 200).round())
+    grid = np.unique(np.geomspace(1, 0.97 * examples, 200).round())
     shrunk = [factor(int(size), examples) / size for size in grid]
     predicted(drawn, (grid, 1 / grid), (grid, shrunk), name="1/B, and (N − B)/(N − 1)/B")
     return [

@@ -128,4 +128,6 @@ def mean_escape(rate: float, curvature: float, noise: float, radius: float) -> f
     """
     # P(T > t) falls like the growth^-t, so 40 time constants past the typical time nothing is left of it.
     horizon = growth_time(radius / (rate * noise), 1 + rate * curvature) + 40 / math.log1p(rate * curvature)
-    return float((1 - escaped(np.arange(math.ceil(horizon), dtype=np.float64), rate, curvature, noise, radius)).sum())
+    return float(
+        (1 - escaped(np.arange(math.ceil(horizon), dtype=np.float64), rate, curvature, noise, radius)).sum()
+    )

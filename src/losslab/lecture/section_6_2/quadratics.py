@@ -12,6 +12,7 @@ from torch import Tensor
 
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables, decided_by
 from losslab.lecture.figures import figure, lines
+from losslab.lecture.section_6_2.drawing import predicted
 from losslab.lecture.section_6_2.motion import (
     escaped,
     first_passage,
@@ -20,7 +21,6 @@ from losslab.lecture.section_6_2.motion import (
     mean_escape,
     walk,
 )
-from losslab.lecture.section_6_2.theory import predicted
 from losslab.lecture.statistics import bootstrap_interval, fit_power_law, max_relative_error
 from losslab.lecture.verdicts import bound, identity, law
 from losslab.rules import GD, SGD
@@ -108,7 +108,7 @@ def saddles(instances: int, dimension: int, seed: int = 16) -> tuple[Tensor, Ten
     """Random symmetric A with eigenvalues in [-1, 1], one of them 0 and one -1/2.
 
     Returns:
-        A ``[N, d, d]``, starts ``[N, d]`` and rates in [0.05, 2.5] ``[N]``; beyond 2 stiff components diverge.
+        A ``[N, d, d]``, starts ``[N, d]`` and rates in [0.05, 2.5] ``[N]``; beyond 2 the stiff ones diverge.
     """
     rng = np.random.default_rng(seed)
     bases = np.linalg.qr(rng.standard_normal((instances, dimension, dimension)))[0]
@@ -185,7 +185,7 @@ def figures_c16(tables: Tables) -> list[Drawing]:
     """The components of one run."""
     table = tables["components"].copy()
     table["label"] = "λ = " + table.eigenvalue.map("{:g}".format)
-    drawn = figure("Components of one run", "step t", "|c_{i,t}|", log_y=True)
+    drawn = figure("Components of one run", "step t", "size of the component", log_y=True)
     lines(drawn, table[table["size"] > 0], "step", "size", by="label", mode="markers")
     curves = [(group.step, group.exact) for _, group in table.groupby("label", sort=False)]
     predicted(drawn, *curves, name="|1 − ηλ|ᵗ")
@@ -282,7 +282,7 @@ def experiment_c17(lab: Lab) -> Tables:
         "instances": formula_instances(lab.pick(200, 1000)),
         "ridge": resting(100, steps=lab.pick(2000, 10000)),
         "starts": starts_grid([10.0**-k for k in range(14, 1, -1)]),
-        "noisy": noisy_escapes([1e-2, 1e-4, 1e-6, 1e-8], lab.replicates(1000)),
+        "noisy": noisy_escapes([1e-2, 1e-4, 1e-6, 1e-8], lab.pick(1000, 5000)),
     }
 
 
@@ -316,11 +316,12 @@ def figures_c17(tables: Tables) -> list[Drawing]:
     predicted(times, (starts.start, starts.formula), name="log(1/y₀) / log 1.1")
     spread = figure("Escape of SGD from the ridge", "step t", "share of runs escaped")
     curves = []
-    for noise, group in noisy.groupby("noise", sort=False):
-        steps = np.arange(0, group.steps.replace(math.inf, np.nan).max() + 1)
-        share = np.searchsorted(np.sort(group.steps), steps, side="right") / len(group)
+    for noise in noisy.noise.unique().tolist():
+        found = noisy.steps[noisy.noise == noise].to_numpy()
+        steps = np.arange(found[np.isfinite(found)].max() + 1)
+        share = np.searchsorted(np.sort(found), steps, side="right") / len(found)
         lines(spread, _curve(steps, share), "step", "share", name=f"noise {noise:g}")
-        curves.append((steps, escaped(steps, RATE, 1.0, float(noise), RADIUS)))
+        curves.append((steps, escaped(steps, RATE, 1.0, noise, RADIUS)))
     predicted(spread, *curves, name="exact")
     return [
         Drawing(

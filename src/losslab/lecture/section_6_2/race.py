@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from losslab.engine import Points, Population, train
+from losslab.engine import Points, Population
 from losslab.lecture.section_6_2.samples import batch_gradient, sample_gradients
+from losslab.lecture.section_6_2.training import trained
 from losslab.lecture.tuning import rates, tune
 from losslab.rules import GD, SGD
 from losslab.tasks import Batch, Data, Task, logistic_regression, supervised
@@ -87,7 +88,9 @@ class Problem:
             return f.item(), torch.autograd.grad(f, w)[0].numpy()
 
         options = {"maxiter": 5000, "gtol": 1e-9, "ftol": 0.0}
-        found = minimize(height, np.zeros(split + classes), jac=True, method="L-BFGS-B", options=options)
+        found = minimize(  # type: ignore[call-overload]
+            height, np.zeros(split + classes), jac=True, method="L-BFGS-B", options=options
+        )
         best = torch.from_numpy(found.x)
         inputs_and_one = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
         return Problem(
@@ -118,7 +121,7 @@ def descend(
         int
     )
     rule = (GD if arm.batch_size is None else SGD)(lr=list(learning_rates), weight_decay=DECAY)
-    population = train(
+    population = trained(
         problem.task,
         rule,
         seeds=list(seeds),
@@ -126,8 +129,6 @@ def descend(
         batch_size=arm.batch_size,
         evaluate=[0, *looks.tolist()],
         evaluate_on=["train"],
-        record=[0],
-        progress=False,
     )
     rows = population.history
     above = rows.train_loss + rows.train_penalty - problem.minimum
@@ -216,15 +217,13 @@ def directions(
     def keep(population: Population) -> None:
         kept[population.step] = population.points.clone()
 
-    population = train(
+    population = trained(
         problem.task,
         GD(lr=lr, weight_decay=DECAY),
         seeds=seeds,
         steps=max(looks),
-        evaluate=None,
         record=[step - 1 for step in looks],
         watch=keep,
-        progress=False,
     )
     best = torch.cat([problem.weights[name].flatten() for name in population.points.weights])
     rows = []

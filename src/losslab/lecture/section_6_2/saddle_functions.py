@@ -50,12 +50,12 @@ def escapes(noises: Sequence[float], runs: int, resting_steps: int, seed: int = 
 
 
 def paths(starts: Sequence[float], noise: float, runs: int, steps: int, seed: int = 140) -> pd.DataFrame:
-    """Trajectories to draw: gradient descent from (1.3, y_0) for each y_0, and SGD runs from (1.3, 0)."""
+    """Trajectories to draw: gradient descent from (1.3, y_0) for each y_0, and SGD runs from (-1.3, 0)."""
     import pandas as pd
 
-    named = [(f"GD, y₀ = {y:g}", y, 0.0) for y in starts]
-    named += [(f"SGD, run {k + 1}", 0.0, noise) for k in range(runs)]
-    start = torch.tensor([[1.3, y] for _, y, _ in named], dtype=torch.float64)
+    named = [(f"GD, y₀ = {y:g}", 1.3, y, 0.0) for y in starts]
+    named += [(f"SGD, run {k + 1}", -1.3, 0.0, noise) for k in range(runs)]
+    start = torch.tensor([[x, y] for _, x, y, _ in named], dtype=torch.float64)
     level = torch.tensor([[s] for *_, s in named], dtype=torch.float64)
     points = torch.stack(list(walk(SGD(lr=RATE), gradient_of(saddle.f), start, steps, level, seed)))
     return pd.DataFrame(

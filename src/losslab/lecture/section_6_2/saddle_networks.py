@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from losslab.engine import Points, train
+from losslab.engine import Points
 from losslab.engine.points import Stack
+from losslab.lecture.section_6_2.training import trained
 from losslab.rules import GD, SGD
 from losslab.tasks import Task, digits_task, half_mse, linear_net, mlp, supervised
 
@@ -43,7 +44,7 @@ def linear_origin(seeds: int, steps: int, kick: float = 0.1) -> pd.DataFrame:
     tables = []
     for rule, size in ((GD(lr=0.05), None), (SGD(lr=0.05), 1)):
         for start, weights in (("W = 0", zeros), ("kicked", kicked)):
-            population = train(
+            population = trained(
                 task,
                 rule,
                 seeds=seeds,
@@ -52,9 +53,7 @@ def linear_origin(seeds: int, steps: int, kick: float = 0.1) -> pd.DataFrame:
                 dtype="float64",
                 evaluate=[0, steps],
                 evaluate_on=["train"],
-                record=[0],
                 start=Points(weights, {}),
-                progress=False,
             )
             history = population.history
             final = history[history.step == steps].train_loss.to_numpy()
@@ -150,7 +149,7 @@ def _identical(seeds: int, hidden: int) -> Stack:
 def _spread(task: Task, start: Stack, seeds: list[int], steps: int) -> pd.DataFrame:
     import pandas as pd
 
-    population = train(
+    population = trained(
         task,
         SGD(lr=0.05),
         seeds=seeds,
@@ -159,9 +158,7 @@ def _spread(task: Task, start: Stack, seeds: list[int], steps: int) -> pd.DataFr
         dtype="float64",
         evaluate=[steps],
         evaluate_on=["train"],
-        record=[0],
         start=Points(start, {}),
-        progress=False,
     )
     first, bias, second, _ = population.points.weights.values()
     differences = [
@@ -200,7 +197,7 @@ def plateau(sizes: Sequence[int | None], seeds: int, steps: int, every: int = 4)
     tables = []
     for size in sizes:
         rule = (GD if size is None else SGD)(lr=PLATEAU_RATE)
-        population = train(
+        population = trained(
             task,
             rule,
             seeds=seeds,
@@ -208,9 +205,7 @@ def plateau(sizes: Sequence[int | None], seeds: int, steps: int, every: int = 4)
             batch_size=size,
             evaluate=every,
             evaluate_on=["train"],
-            record=[0],
             start=start,
-            progress=False,
         )
         rows = population.history[["step", "seed", "train_loss"]]
         tables.append(rows.assign(arm="GD" if size is None else f"B = {size}"))
@@ -219,7 +214,7 @@ def plateau(sizes: Sequence[int | None], seeds: int, steps: int, every: int = 4)
 
 def small_start(task: Task, seeds: int, scale: float = 1e-3) -> Points:
     """Weights drawn from N(0, scale^2), biases 0."""
-    like = train(task, SGD(), seeds=seeds, steps=0, evaluate=None, progress=False).points
+    like = trained(task, SGD(), seeds=seeds, steps=0).points
     generator = torch.Generator().manual_seed(50)
     return Points(
         {

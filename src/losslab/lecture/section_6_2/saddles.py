@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ import torch
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables
 from losslab.lecture.figures import contours_with_paths, figure, lines, reference
 from losslab.lecture.numbers import number
+from losslab.lecture.section_6_2.drawing import predicted, spread
 from losslab.lecture.section_6_2.motion import mean_escape
 from losslab.lecture.section_6_2.saddle_functions import (
     NOISES,
@@ -28,7 +30,6 @@ from losslab.lecture.section_6_2.saddle_networks import (
     linear_origin,
     plateau,
 )
-from losslab.lecture.section_6_2.theory import predicted
 from losslab.lecture.statistics import fit_power_law
 from losslab.lecture.verdicts import count, law, paired_family
 from losslab.tasks import saddle
@@ -41,22 +42,49 @@ APART = 0.1
 "apart."""
 
 
-def experiment(lab: Lab) -> Tables:
+class Sizes(NamedTuple):
+    """How much work to do: runs of the functions, seeds of the networks, updates of each."""
+
+    runs: int
+    resting: int
+    octopus_runs: int
+    dimensions: Mapping[int, int]
+    seeds: int
+    linear: int
+    neurons: int
+    plateau: int
+
+
+def evidence(lab: Lab, sizes: Sizes) -> Tables:
     """Five saddles: two functions, a linear network, identical neurons, and a small start on digits."""
-    seeds = lab.replicates(10, 30)
     lab.progress("leaving the saddles of two functions")
     tables = {
-        "paths": paths([0.0, 1e-12, 1e-8, 1e-3], noise=0.03, runs=3, steps=400),
-        "escapes": escapes(NOISES, runs=lab.pick(300, 2000), resting_steps=lab.pick(2000, 10000)),
-        "octopus": octopus_runs({d: horizon(d) for d in (5, 10)}, runs=lab.pick(100, 300)),
+        "paths": paths([0.0, 1e-12, -1e-3, 0.1], noise=0.15, runs=2, steps=400),
+        "escapes": escapes(NOISES, sizes.runs, sizes.resting),
+        "octopus": octopus_runs(sizes.dimensions, sizes.octopus_runs),
     }
     lab.progress("leaving the saddles of networks")
     return {
         **tables,
-        "linear": linear_origin(2 * seeds, steps=1000),
-        "neurons": identical_neurons(seeds, steps=3000),
-        "plateau": plateau([None, 1, 10, 100], seeds, steps=200, every=2),
+        "linear": linear_origin(2 * sizes.seeds, sizes.linear),
+        "neurons": identical_neurons(sizes.seeds, sizes.neurons),
+        "plateau": plateau([None, 1, 10, 100], sizes.seeds, sizes.plateau, every=2),
     }
+
+
+def experiment(lab: Lab) -> Tables:
+    """The settings of the claim."""
+    sizes = Sizes(
+        runs=lab.pick(300, 2000),
+        resting=lab.pick(2000, 10000),
+        octopus_runs=lab.pick(100, 300),
+        dimensions={d: horizon(d) for d in (5, 10)},
+        seeds=lab.replicates(10, 30),
+        linear=1000,
+        neurons=3000,
+        plateau=200,
+    )
+    return evidence(lab, sizes)
 
 
 def judge(tables: Tables) -> list[Finding]:
@@ -91,14 +119,14 @@ def _judge_functions(table: pd.DataFrame, octopuses: pd.DataFrame) -> list[Findi
         ),
     ]
     for dimension, group in octopuses.groupby("dimension"):
-        for rule, name, limits in (
-            ("SGD", "SGD passes all saddles", {"at_least": 0.9}),
-            ("GD", "gradient descent does so in as many updates", {"at_most": 0.1}),
+        sgd, gd = (group[group.rule == rule].steps for rule in ("SGD", "GD"))
+        for rule, arrived, runs in (
+            ("SGD passes all saddles", _arrived(sgd), len(sgd)),
+            ("gradient descent does not, in as many updates", len(gd) - _arrived(gd), len(gd)),
         ):
-            steps = group[group.rule == rule].steps
             note = f"{group.limit.iloc[0]} updates"
-            label = f"octopus, d = {dimension}: {name}"
-            findings.append(count(label, _arrived(steps), len(steps), note=note, **limits))
+            label = f"octopus, d = {dimension}: {rule}"
+            findings.append(count(label, arrived, runs, at_least=0.9, note=note))
     return findings
 
 
@@ -161,24 +189,22 @@ def figures(tables: Tables) -> list[Drawing]:
 
 
 def _paths(rows: pd.DataFrame) -> Drawing:
-    across, up = np.linspace(-0.6, 1.4, 81), np.linspace(-1.4, 1.4, 81)
+    across = up = np.linspace(-1.5, 1.5, 71)
     grid = torch.from_numpy(np.stack(np.meshgrid(across, up), axis=-1))
     tracks = {str(name): group[["x", "y"]].to_numpy() for name, group in rows.groupby("path", sort=False)}
     drawn = contours_with_paths("Paths over the saddle", across, up, saddle.f(grid).numpy(), tracks)
     return Drawing(
         drawn,
-        "400 steps with η = 0.1 from (1.3, y₀) on x²/2 − y²/2 + y⁴/4. Gradient descent from y₀ = 0 ends in "
-        "the saddle; from anywhere else it waits there and then leaves. SGD, whose gradients carry normal "
-        "noise of 0.03, leaves at once although it starts on y = 0.",
+        "400 steps with η = 0.1 on x²/2 − y²/2 + y⁴/4. Gradient descent comes from the right, (1.3, y₀): "
+        "from y₀ = 0 it ends in the saddle, from anywhere else it waits there, the longer the smaller y₀ is, "
+        "and leaves. SGD, whose gradients carry normal noise of 0.15, comes from (−1.3, 0) and does not "
+        "wait.",
     )
 
 
 def _times(table: pd.DataFrame) -> Drawing:
     noisy = table[np.isfinite(table.steps) & (table.noise > 0)]
-    groups = noisy.groupby("noise").steps
-    rows = (
-        groups.quantile([0.05, 0.5, 0.95]).unstack().set_axis(["low", "middle", "high"], axis=1).reset_index()
-    )
+    rows = spread(noisy, ["noise"], "steps", low=0.05, high=0.95)
     title = f"steps until |y| ≥ {RADIUS:g}"
     drawn = figure("Escape time of SGD", "noise s of the gradient", title, log_x=True)
     lines(drawn, rows, "noise", "middle", band=("low", "high"), mode="lines+markers", name="SGD from y = 0")

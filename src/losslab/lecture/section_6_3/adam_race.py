@@ -62,7 +62,7 @@ def bench(lab: Lab) -> Bench:
     """MNIST in the profiles full and paper when its folder is given, the digits otherwise."""
     if lab.profile != "quick" and lab.data is not None:
         return Bench("MNIST", 784, 5, 1, lambda model: ridged(mnist_task(model, lab.data)), "")
-    return Bench("digits", 64, 10, 2, digits, "the digits stand in for MNIST")
+    return Bench("digits", 64, 10, 3, digits, "the digits stand in for MNIST")
 
 
 def digits(model: Model | None = None) -> Task:

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables
 from losslab.lecture.figures import figure, lines, reference
-from losslab.lecture.section_6_3.adam_convergence import (
-    BETA2,
-    MEAN,
-    horizon,
-    reaches,
-    sequence,
-    spread,
-)
+from losslab.lecture.section_6_3.adam_convergence import horizon, reaches, spread
 from losslab.lecture.section_6_3.adam_race import MEASURES, Arm, Budget, bench, finals, race_figures, races
+from losslab.lecture.section_6_3.adam_sequence import BETA2, MEAN, sequence
 from losslab.lecture.tuning import rates
 from losslab.lecture.verdicts import paired
 from losslab.rules import Adam, AMSGrad, Rule
@@ -35,7 +29,7 @@ def _experiment(lab: Lab) -> Tables:
     table = sequence(horizon(lab), lab.progress)
     kept = table["rule"].isin(["AMSGrad", "AdamNC"]) | ((table["rule"] == "Adam") & (table["beta2"] == BETA2))
     where = bench(lab)
-    budget = Budget(5, 128) if where.name == "MNIST" else Budget(10, 64)
+    budget = Budget(5, 128) if where.name == "MNIST" else Budget(20, 64)
     practice = races(
         lab,
         {

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from losslab.lecture.claim import Finding
 from losslab.lecture.section_6_3.landscapes import Bowls
+from losslab.lecture.statistics import fit_power_law
+from losslab.lecture.verdicts import law
 from losslab.rules import GD, Momentum, Newton, Rule
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import ArrayLike
 
 CONDITIONS = (10.0, 30.0, 100.0, 300.0, 1000.0)
 TARGET = 1e-12
@@ -86,3 +91,30 @@ def iterations(
             predicted = [theory(method, kappa, level) for kappa in table.kappa]
             tables.append(table.assign(iterations=counts, theory=predicted))
     return pd.concat(tables, ignore_index=True)
+
+
+def power_of_kappa(name: str, kappa: ArrayLike, counts: ArrayLike, theory: float, note: str = "") -> Finding:
+    """The power of the condition number with which iterations grow, against theory (V4).
+
+    The counts have hardly any noise: what bends the line is that they are whole, and terms that vanish as
+    kappa grows. So the interval is not that of a regression. It is the range of the powers between
+    neighbouring condition numbers, with each count uncertain by half an iteration.
+
+    Args:
+        name: The finding's name.
+        kappa: Condition number of each run.
+        counts: Iterations of each run; the median over the runs of one condition number counts.
+        theory: The power.
+        note: What else a reader must know.
+    """
+    import pandas as pd
+
+    table = pd.DataFrame({"kappa": np.asarray(kappa), "counts": np.asarray(counts)})
+    middle = table.groupby("kappa").counts.median()
+    fit = fit_power_law(middle.index, middle)
+    before, after = middle.to_numpy()[:-1], middle.to_numpy()[1:]
+    step = np.diff(np.log(middle.index.to_numpy()))
+    low = (np.log((after - 0.5) / (before + 0.5)) / step).min()
+    high = (np.log((after + 0.5) / (before - 0.5)) / step).max()
+    finding = law(name, fit.slope, (float(low), float(high)), theory, n=fit.n, note=note)
+    return replace(finding, test="power fitted to medians, range of the powers between neighbouring κ")

@@ -95,7 +95,7 @@ class Bowls:
 
 @dataclass(frozen=True)
 class Surface:
-    """Any function ``[..., d] -> [...]`` with the derivatives of autograd."""
+    """Any function ``[N, d] -> [N]`` of each member's own point, with the derivatives of autograd."""
 
     f: Callable[[Tensor], Tensor]
 
@@ -105,11 +105,17 @@ class Surface:
 
     def gradient(self, x: Tensor, step: int = 0) -> Tensor:
         """Gradients ``[N, d]``."""
-        return torch.func.vmap(torch.func.grad(self.f))(x)
+        at = x.detach().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad(self.f(at).sum(), at)[0]
 
     def hessian(self, x: Tensor) -> Tensor:
-        """Hessians ``[N, d, d]``."""
-        return torch.func.vmap(torch.func.hessian(self.f))(x)
+        """Hessians ``[N, d, d]``, one backward pass a row."""
+        at = x.detach().requires_grad_()
+        with torch.enable_grad():
+            (g,) = torch.autograd.grad(self.f(at).sum(), at, create_graph=True)
+            rows = [torch.autograd.grad(row.sum(), at, retain_graph=True)[0] for row in g.unbind(1)]
+        return torch.stack(rows, dim=1)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from losslab.tasks import Quadratic, function_task, rosenbrock, saddle
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
     from plotly.graph_objects import Figure
 
 
@@ -60,12 +61,16 @@ def damped(conditions: Sequence[float], seeds: Sequence[int], steps: int = 20) -
 
 
 def affine(instances: int, steps: int = 5) -> pd.DataFrame:
-    """Newton's path on Rosenbrock's function f(x) against that on f(By), mapped back by B."""
+    """Newton's path on Rosenbrock's function f(x) against that on f(By), mapped back by B.
+
+    B has a condition number up to 10: a large one would be a test of rounding.
+    """
     import pandas as pd
 
     rng = np.random.default_rng(3)
-    basis = torch.from_numpy(rng.standard_normal((instances, 2, 2)))
-    condition = torch.linalg.cond(basis)
+    left, right = (_turns(rng.uniform(0, 2 * np.pi, instances)) for _ in range(2))
+    stretch = 10 ** rng.uniform(-0.5, 0.5, (instances, 2))
+    basis = torch.from_numpy(left * stretch[:, None, :] @ right)
     surface = Surface(rosenbrock.f)
     start = torch.tensor(rosenbrock.start, dtype=torch.float64) + 0.1 * torch.from_numpy(
         rng.standard_normal((instances, 2))
@@ -86,7 +91,13 @@ def affine(instances: int, steps: int = 5) -> pd.DataFrame:
     )
     back = torch.stack([there(y) for y in moved])
     errors = [max_relative_error(back[:, i], plain[:, i]) for i in range(instances)]
-    return pd.DataFrame({"condition": condition.numpy(), "error": errors})
+    return pd.DataFrame({"condition": torch.linalg.cond(basis).numpy(), "error": errors})
+
+
+def _turns(angle: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rotations of the plane, ``[n, 2, 2]``."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.stack([np.stack([c, -s], axis=1), np.stack([s, c], axis=1)], axis=1)
 
 
 def rosenbrock_run(steps: int = 20) -> pd.DataFrame:
@@ -124,8 +135,7 @@ def saddle_run(starts: int, steps: int = 30) -> pd.DataFrame:
 
 def valley() -> Quadratic:
     """The quadratic of the figure: eigenvalues 1 and 25, tilted by 20 degrees."""
-    turn = np.deg2rad(20)
-    q = torch.from_numpy(np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]))
+    q = torch.from_numpy(_turns(np.array([np.deg2rad(20)]))[0])
     spectrum = torch.tensor([1.0, 25.0], dtype=torch.float64)
     start = q @ torch.tensor([-2.0, 0.3], dtype=torch.float64)
     return Quadratic.of(q @ torch.diag(spectrum) @ q.T, start=start.tolist())
@@ -203,7 +213,7 @@ def judge(tables: Tables) -> list[Finding]:
 def figures(tables: Tables) -> list[Drawing]:
     """Paths in a valley, iterations against the condition number, softmax regression."""
     bowl, paths = valley(), tables["trajectories"]
-    x, y = np.linspace(-2.4, 0.9, 90), np.linspace(-1.4, 0.9, 90)
+    x, y = np.linspace(-2.4, 0.9, 90), np.linspace(-2.0, 0.7, 90)
     grid = torch.from_numpy(np.stack(np.meshgrid(x, y), axis=-1))
     drawn = contours_with_paths(
         "Four ways down a valley",

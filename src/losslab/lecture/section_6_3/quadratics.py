@@ -12,11 +12,10 @@ from losslab.engine import train
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables, decided_by
 from losslab.lecture.figures import figure, lines, reference
 from losslab.lecture.section_6_3 import expense, newton
-from losslab.lecture.section_6_3.convergence import CONDITIONS, DIMENSION, iterations
+from losslab.lecture.section_6_3.convergence import CONDITIONS, DIMENSION, iterations, power_of_kappa
 from losslab.lecture.section_6_3.driving import drive
 from losslab.lecture.section_6_3.landscapes import Bowls
-from losslab.lecture.statistics import fit_power_law
-from losslab.lecture.verdicts import bound, identity, law
+from losslab.lecture.verdicts import bound, identity
 from losslab.rules import GD, SGD
 from losslab.tasks import Task, half_mse, logistic_regression, supervised
 
@@ -152,11 +151,8 @@ def experiment(lab: Lab) -> Tables:
 def judge(tables: Tables) -> list[Finding]:
     """The slope of iterations against kappa, and the signs; the rest is context."""
     runs, above, below = tables["iterations"], tables["above"], tables["below"]
-    fit = fit_power_law(runs.kappa, runs.iterations)
     return [
-        law(
-            SLOPE, fit.slope, fit.slope_interval, theory=1.0, n=fit.n, note="slope on double logarithmic axes"
-        ),
+        power_of_kappa(SLOPE, runs.kappa, runs.iterations, theory=1.0),
         identity(FLIPS, 1 - above.changed_late, tolerance=0.0),
         identity(CALM, below.changed, tolerance=0.0),
         _limit(tables["gaussians"]),
@@ -165,17 +161,16 @@ def judge(tables: Tables) -> list[Finding]:
 
 def _limit(runs: pd.DataFrame) -> Finding:
     """Between which rates full-batch descent on the two Gaussians stops converging."""
-    batch = runs[runs.method == "batch"].sort_values("step")
-    loss = batch.groupby(["seed", "lr"]).train_loss.agg(["first", "last"]).reset_index()
-    grew = loss[~(loss["last"] <= loss["first"])]
-    shrank = loss[loss["last"] <= loss["first"]]
-    low = float(shrank.lr.max()) if len(shrank) else 0.0
-    high = float(grew.lr.min()) if len(grew) else float("inf")
+    batch = runs[runs.method == "batch"].set_index(["seed", "lr"])
+    first, last = (batch.train_loss[batch.step == step] for step in (0, batch.step.max()))
+    rates, stable = first.index.get_level_values("lr"), last.reindex(first.index) <= first
+    low = float(rates[stable].max()) if stable.any() else 0.0
+    high = float(rates[~stable].min()) if not stable.all() else float("inf")
     return bound(
         LIMIT,
         (low + high) / 2,
         (low, high),
-        len(loss),
+        len(first),
         "between the largest rate that converged and the smallest that diverged",
         at_least=1.9,
         at_most=2.1,

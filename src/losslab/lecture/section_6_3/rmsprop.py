@@ -143,7 +143,7 @@ def update_experiment(lab: Lab) -> Tables:
 
 
 def update_judge(tables: Tables) -> list[Finding]:
-    """The equation and the constancy of the rate; first step, floor and printed form are context."""
+    """The equation, the constancy of the rate and the printed form; first step and floor are context."""
     runs, paths, floor = tables["updates"], tables["rates"], tables["floors"]
     paths = paths[paths.rule == "RMSProp"]
     fit = fit_power_law(floor.lr, floor.loss)
@@ -221,7 +221,7 @@ C25 = Claim(
     experiment=update_experiment,
     judge=update_judge,
     figures=update_figures,
-    combine=decided_by(EQUATION, TORCH, STEADY, NOISY),
+    combine=decided_by(EQUATION, TORCH, STEADY, NOISY, PRINTED),
     caveats=(
         "There is no bias correction: the first step is η/√(1 − β), 3.16 η at β = 0.9 and 10 η at 0.99.",
         "A rate that does not decay does not converge under noise either, only to a neighbourhood of size ∝ "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,11 +37,11 @@ FULL, SEARCHED, DESCENT = "Newton, η = 1", "Newton, η by backtracking", "gradi
 ZERO, RANDOM = "from zero", "from random weights"
 
 
-def digits_problem(seed: int) -> tuple[Softmax, Tensor]:
+def digits_problem(seed: int, share: float = SHARE) -> tuple[Softmax, Tensor]:
     """Softmax regression on a random part of the training digits, and two starts: zero and random weights."""
     x, y = digits().train.all()
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(y), generator=generator)[: int(SHARE * len(y))]
+    rows = torch.randperm(len(y), generator=generator)[: int(share * len(y))]
     problem = Softmax.of(x[rows], y[rows], RIDGE)
     width = problem.inputs.shape[1] - 1
     weights = (2 * torch.rand(problem.parameters, generator=generator, dtype=torch.float64) - 1) / width**0.5
@@ -66,14 +67,18 @@ def backtracked(problem: Softmax, start: Tensor, steps: int) -> list[Tensor]:
     return path
 
 
-def runs_on_digits(seeds: Sequence[int], limit: int) -> dict[str, pd.DataFrame]:
+def runs_on_digits(
+    seeds: Sequence[int], limit: int, tuning_steps: int = 200, share: float = SHARE
+) -> dict[str, pd.DataFrame]:
     """Excess over the least value against iterations, for Newton's method and tuned gradient descent."""
     import pandas as pd
 
-    tuning = tune(_descent_score, rates(0.05, 5.0, per_decade=4), seeds=[1000, 1001])
+    tuning = tune(
+        partial(_descent_score, tuning_steps, share), rates(0.05, 5.0, per_decade=4), seeds=[1000, 1001]
+    )
     rows = []
     for seed in seeds:
-        problem, starts = digits_problem(seed)
+        problem, starts = digits_problem(seed, share)
         zero, weights = starts[:1], starts[1:]
         searched = backtracked(problem, weights, 40)
         least = float(problem.value(searched[-1]))
@@ -117,14 +122,14 @@ def _excess(problem: Softmax, points: Iterator[Tensor], least: float) -> pd.Data
     return pd.DataFrame(rows, columns=["iteration", "excess"])
 
 
-def _descent_score(lrs: list[float], seeds: list[int]) -> Tensor:
-    """The objective after 200 steps of gradient descent from random weights."""
+def _descent_score(steps: int, share: float, lrs: list[float], seeds: list[int]) -> Tensor:
+    """The objective after some steps of gradient descent from random weights."""
     scores = torch.full((len(lrs),), torch.nan, dtype=torch.float64)
     for seed in set(seeds):
         rows = [i for i, s in enumerate(seeds) if s == seed]
-        problem, starts = digits_problem(seed)
+        problem, starts = digits_problem(seed, share)
         rule = GD(lr=[lrs[i] for i in rows])
-        for move in drive(rule, problem.gradient, starts[1:].expand(len(rows), -1), 200):
+        for move in drive(rule, problem.gradient, starts[1:].expand(len(rows), -1), steps):
             last = move.after
         scores[rows] = problem.value(last)
     return scores
