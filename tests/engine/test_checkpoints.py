@@ -21,7 +21,7 @@ from losslab.engine import checkpoints
 from losslab.rules import Adam
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b/c": torch.tensor([1, -1]), "empty": torch.empty(0, 3),
-           "half": torch.ones((), dtype=torch.bfloat16), "nan": torch.tensor([float("nan"), 1.0])}  # fmt: skip
+           "half": torch.ones((), dtype=torch.bfloat16), "nan": torch.tensor([torch.nan, 1.0])}  # fmt: skip
 META = {"step": 12, "settings": {"lr": [0.1, 1e-300], "name": "ü"}}
 
 
@@ -128,7 +128,7 @@ def test_a_damaged_newest_checkpoint_falls_back_and_the_run_ends_the_same(
     assert len(newest(out)) == 2
     for path in newest(out):
         path.write_bytes(b"")
-    with pytest.raises(LosslabError, match="no checkpoint of .* can be used"):
+    with pytest.raises(LosslabError, match=r"no checkpoint of .* can be used"):
         run(out, resume=True, steps=9)
     assert (out / "population.safetensors").stat().st_size > 1000
 
@@ -196,7 +196,7 @@ def test_settings_that_print_alike_are_alike(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(LosslabError, match="cannot write .*: free some space, or choose another folder"):
+        with pytest.raises(LosslabError, match=r"cannot write .*: free some space, or choose another folder"):
             run(out)
     assert (tmp_path / "file").read_text() == "kept"
 

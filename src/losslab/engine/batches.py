@@ -77,8 +77,11 @@ class Batches:
             return rows[0] if self.shared else rows
         epoch, place = divmod(step, self.per_epoch)
         if epoch != self._epoch:
+            draw = torch.Generator()  # one, seeded anew: making one costs as much as a permutation
             orders = [
-                torch.randperm(self.examples, generator=randomness.generator(seed, "order", epoch))
+                torch.randperm(
+                    self.examples, generator=draw.manual_seed(randomness.key(seed, "order", epoch))
+                )
                 for seed in self.seeds
             ]
             self._orders, self._epoch = torch.stack(orders), epoch

@@ -55,7 +55,8 @@ class TorchOptimizer(torch.optim.Optimizer):
             )
         rule.check_members(1)
         self.rule = rule
-        self._made: dict[int, tuple[dict[str, Any], Rule, Stepper | None]] = {}
+        self._made: dict[int, tuple[list[Any], Rule, Stepper | None]] = {}
+        self._choose_names()
         values = vars(rule.at(0))
         super().__init__(params, {n: v.item() if isinstance(v, Tensor) else v for n, v in values.items()})
 
@@ -67,6 +68,12 @@ class TorchOptimizer(torch.optim.Optimizer):
         """The counterpart of ``__getstate__``."""
         self._made = {}
         super().__setstate__(state)
+        self._choose_names()
+
+    def _choose_names(self) -> None:
+        names = self.rule.hyperparameters()
+        self._scheduled = [n for n in names if callable(getattr(self.rule, n))]
+        self._settable = [n for n in names if n not in self._scheduled]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Torch's, with the group's hyperparameters checked."""
@@ -100,19 +107,17 @@ class TorchOptimizer(torch.optim.Optimizer):
                     params.append(p)
                     states.append(state)
             for step, (params, states) in cohorts.items():
-                for name in self.rule.hyperparameters():
-                    if callable(schedule := getattr(rule, name)):
-                        group[name] = float(schedule(step))
+                for name in self._scheduled:
+                    group[name] = float(getattr(rule, name)(step))
                 self._advance(rule, fast, params, states, step)
         return loss
 
     def _rule_of(self, group: dict[str, Any]) -> tuple[Rule, Stepper | None]:
         """The rule with this group's values, and its kernel; made anew when a value has changed."""
         made = self._made.get(id(group))
-        values = {n: group[n] for n in self.rule.hyperparameters() if not callable(getattr(self.rule, n))}
-        values = {n: v.tolist() if isinstance(v, Tensor) else v for n, v in values.items()}
+        values = [v.tolist() if isinstance(v := group[n], Tensor) else v for n in self._settable]
         if made is None or made[0] != values:
-            rule = self.rule.replace(**values)
+            rule = self.rule.replace(**dict(zip(self._settable, values, strict=True)))
             rule.check_members(1)
             made = (values, rule, stepper(rule) if rule.members() is None else None)
             self._made[id(group)] = made

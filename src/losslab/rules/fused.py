@@ -254,7 +254,13 @@ class _Descending(Stepper):
         return type(rule) in (Momentum, Nesterov) and rule.slots() == ("b",)
 
     def kernel(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
-        """One call for all tensors."""
+        """One call for all tensors; by arithmetic in short dtypes on the CPU.
+
+        There torch's kernel skips whole vectors and garbles the buffer, up to version 2.13 (pytorch#191763).
+        """
+        if x[0].is_cpu and x[0].dtype.itemsize < 4:
+            self._plainly(x, g, slots, h, t)
+            return
         torch._fused_sgd_(
             x,
             g,
@@ -267,6 +273,16 @@ class _Descending(Stepper):
             maximize=False,
             is_first_step=t == 1,
         )
+
+    def _plainly(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
+        if h.weight_decay:
+            g = list(torch._foreach_add(g, x, alpha=h.weight_decay))
+        for buffer in slots:
+            torch._foreach_mul_(buffer, h.beta if t > 1 else 0.0)
+            torch._foreach_add_(buffer, g, alpha=1.0 - getattr(h, "dampening", 0.0) if t > 1 else 1.0)
+            nesterov = isinstance(self.rule, Nesterov)
+            g = list(torch._foreach_add(g, buffer, alpha=h.beta)) if nesterov else buffer
+        torch._foreach_add_(x, g, alpha=-h.lr)
 
     def _scaled(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
         """Plain descent needs no buffer: its direction is the gradient."""
