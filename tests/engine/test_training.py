@@ -262,7 +262,7 @@ def test_dtypes(dtype: Any, name: str, rule: str) -> None:
     exact = run(rule, task_of(NAMED[name]), batch_size=6)
     moved = exact.points.matrix() - run(task=task_of(NAMED[name]), steps=0).points.matrix()
     error = population.points.matrix().double() - exact.points.matrix()
-    assert (error.norm(dim=1) < 0.3 * moved.norm(dim=1)).all()
+    assert (error.norm(dim=1) < 0.6 * moved.norm(dim=1)).all()
     wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     assert {w.dtype for w in population.points.weights.values()} == {wanted}
     assert {t.dtype for slot in population.state.values() for t in slot.values()} <= {wanted}

@@ -71,7 +71,7 @@ class Train:
     memory: float | None = None
     """Gigabytes to stay within."""
     patience: int | None = None
-    """Stop a member after so many evaluations without a better validation loss."""
+    """Stop a member after so many evaluations without a better validation loss (test loss if there is none)."""
     data: Path | None = None
     """Folder with mnist/ and cifar10/."""
     out: Path | None = None

@@ -29,13 +29,18 @@ def train(command: Train) -> None:
     from losslab.tasks import load_task
 
     if command.threads is not None:
+        if command.threads < 1:
+            raise LosslabError(f"--threads is {command.threads}: pass at least 1")
         torch.set_num_threads(command.threads)
     if command.resume and command.out is None:
         raise LosslabError("--resume was given without --out: name the folder of the run")
     task = load_task(command.task, folder=command.data)
     seeds, rule = population_of(command.rule, command.lr, command.hyper, command.seeds)
     epochs = 1.0 if command.steps is None and command.epochs is None else command.epochs
-    stop = None if command.patience is None else engine.EarlyStopping(patience=command.patience)
+    stop = None
+    if command.patience is not None:
+        watched = "test_loss" if task.validation is None else "validation_loss"
+        stop = engine.EarlyStopping(watched, command.patience)
     begun = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", engine.ExecutionNotice)
@@ -83,6 +88,8 @@ def population_of(
         raise LosslabError(f"--seeds is {seeds}: pass at least 1")
     values = _options(options)
     if rates:
+        if "lr" in values:
+            raise LosslabError("lr was given by --lr and by --hyper: give it once")
         values = {"lr": list(rates), **values}
     many = {n: v for n, v in values.items() if len(v) > 1}
     members, columns = engine.cross(seeds, **many)
@@ -139,10 +146,7 @@ def summary_table(population: Population) -> Table:
     if len(frame) > SHOWN and hyper:
         measured = [c for c in frame.columns if c not in ("member", "seed", "ended", *hyper)]
         groups = frame.groupby(hyper, sort=False)
-        ended = groups["ended"].agg(
-            lambda e: f"{sum(t.startswith('diverged') for t in e)} of {len(e)} diverged"
-        )
-        frame = groups[measured].median().join(ended).reset_index()
+        frame = groups[measured].median().join(groups["ended"].agg(_share_diverged)).reset_index()
     shown = Table(title=f"{population.rule.name} on {population.task.name}", title_justify="left")
     for column in frame.columns:
         shown.add_column(str(column).replace("_", " "), justify="left" if column == "ended" else "right")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from losslab.engine import randomness
+from losslab.engine.batches import Batches
 from losslab.engine.history import History, When
 from losslab.engine.plan import EarlyStopping, Plan, as_dtype, as_seeds
 from losslab.engine.points import Points
@@ -116,6 +117,11 @@ def train(
         evaluate_on=_data_sets(task, evaluate_on),
         stop=stop,
     )
+    if stop is not None and (evaluate is None or not plan.evaluate_on):
+        raise LosslabError(
+            "early stopping needs evaluations and there are none: give the task validation data, "
+            "or a data set in evaluate_on, and leave evaluate on"
+        )
     population = born(task, rule, plan, members, start)
     with randomness.spared():
         trainer = Trainer(population, None if out is None else Path(out), resume, checkpoint_every)
@@ -137,8 +143,7 @@ def _steps(
     assert epochs is not None
     if not epochs >= 0 or math.isinf(epochs):
         raise LosslabError(f"epochs is {epochs}: pass 0 or more")
-    whole = len(data)
-    per_epoch = 1 if size is None else max(1, whole // size if drop_last else math.ceil(whole / size))
+    per_epoch = Batches(len(data), size, [0], drop_last=drop_last).per_epoch
     return math.ceil(epochs * per_epoch - 1e-9)
 
 

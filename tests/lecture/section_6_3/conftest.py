@@ -1,37 +1,15 @@
-"""What the tests of these claims share: evidence as a later run reads it, and figures that can be read."""
+"""Planted evidence for the claims that compare rules on a task."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 
 import pandas as pd
 import pytest
 
-from losslab.lecture.claim import Claim
 from losslab.lecture.section_6_3.adam_race import MEASURES
 
 Tables = dict[str, pd.DataFrame]
-
-
-def through_parquet(tables: Tables) -> Tables:
-    read = {}
-    for name, table in tables.items():
-        buffer = io.BytesIO()
-        table.to_parquet(buffer, index=False)
-        read[name] = pd.read_parquet(buffer)
-    return read
-
-
-def check_figures(claim: Claim, tables: Tables) -> None:
-    drawings = claim.figures(through_parquet(tables))
-    assert 1 <= len(drawings) <= 3
-    for drawing in drawings:
-        assert drawing.caption
-        assert drawing.figure.layout.xaxis.title.text
-        assert drawing.figure.layout.yaxis.title.text
-        for trace in drawing.figure.data:
-            assert trace.x is None or 0 < len(trace.x) <= 2000
 
 
 def planted_races(losses: dict[str, float], networks: tuple[str, ...], seeds: int = 10) -> Tables:
@@ -53,16 +31,6 @@ def planted_races(losses: dict[str, float], networks: tuple[str, ...], seeds: in
         for network in networks
     ]
     return {"runs": pd.DataFrame(rows), "tuning": pd.DataFrame(tuning)}
-
-
-@pytest.fixture(scope="session")
-def stored() -> Callable[[Tables], Tables]:
-    return through_parquet
-
-
-@pytest.fixture(scope="session")
-def draw() -> Callable[[Claim, Tables], None]:
-    return check_figures
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from losslab.engine import train
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables
+from losslab.lecture.driving import drive, drive_torch, member_errors, path_of, pulled
 from losslab.lecture.figures import figure, lines
 from losslab.lecture.section_6_3 import decay
-from losslab.lecture.section_6_3.driving import drive, drive_torch, member_errors, path_of, pulled
 from losslab.lecture.section_6_3.landscapes import Softmax
 from losslab.lecture.tuning import rates, tune
 from losslab.lecture.verdicts import count, identity, paired

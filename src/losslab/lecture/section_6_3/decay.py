@@ -11,8 +11,8 @@ from torch import Tensor
 
 from losslab.engine import Population, train
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables, decided_by
+from losslab.lecture.driving import drive, pulled
 from losslab.lecture.figures import figure, lines, reference
-from losslab.lecture.section_6_3.driving import drive, pulled
 from losslab.lecture.section_6_3.jumping import recoveries
 from losslab.lecture.statistics import bootstrap_interval, fit_power_law
 from losslab.lecture.tuning import rates, tune

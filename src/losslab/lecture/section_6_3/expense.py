@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables, Verdict, decided_by
+from losslab.lecture.driving import Known
 from losslab.lecture.figures import figure, lines
-from losslab.lecture.section_6_3.driving import Known
 from losslab.lecture.statistics import PowerLaw, fit_power_law
 from losslab.lecture.verdicts import bound
 from losslab.rules import Newton
@@ -182,5 +182,6 @@ C20 = Claim(
         "L-BFGS and K-FAC avoid the P² numbers altogether (Martens 2010).",
         "Times are of one thread of this machine, while it may have been doing other things. At these sizes "
         "a solve does not yet reach its limit of P³, since larger matrices use the processor better.",
+        "The fitted exponent decides; its interval, which widens on a busy machine, is shown.",
     ),
 )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losslab.lecture.section_6_3.driving import drive
+from losslab.lecture.driving import drive
 from losslab.lecture.tuning import rates, tune
 from losslab.rules import AdaGrad, RMSProp, Rule
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losslab.lecture.section_6_3.driving import drive
+from losslab.lecture.driving import drive
 from losslab.rules import Rule
 from losslab.tasks import quadratic
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from losslab.engine import Points, train
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables
+from losslab.lecture.driving import drive, path_of
 from losslab.lecture.figures import contours_with_paths, figure, lines
 from losslab.lecture.section_6_3 import softmax
 from losslab.lecture.section_6_3.convergence import CONDITIONS, heavy_ball, iterations, theory
-from losslab.lecture.section_6_3.driving import drive, path_of
 from losslab.lecture.section_6_3.landscapes import Bowls, Surface
 from losslab.lecture.statistics import max_relative_error
 from losslab.lecture.verdicts import bound, count, identity

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from losslab.engine import train
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables, decided_by
+from losslab.lecture.driving import drive, drive_torch, member_errors, path_of, pulled
 from losslab.lecture.figures import figure, lines
 from losslab.lecture.section_6_3.decay import rate_slope
-from losslab.lecture.section_6_3.driving import drive, drive_torch, member_errors, path_of, pulled
 from losslab.lecture.statistics import fit_power_law
 from losslab.lecture.verdicts import count, identity, law
 from losslab.rules import AdaGrad, RMSProp, Rule
@@ -228,6 +228,8 @@ C25 = Claim(
         "η.",
         "The notes leave out ε: a weight whose gradient is exactly 0, as at the constant pixels of the "
         "digits, then becomes 0/0.",
+        "The slope under random gradients is averaged over 30 weights a run; one weight a run, tried first, "
+        "left it undecided.",
     ),
     errata=("E12", "E14", "E17", "E22"),
 )

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from losslab.lecture.claim import Finding
+from losslab.lecture.driving import drive
 from losslab.lecture.figures import figure, lines, reference
-from losslab.lecture.section_6_3.driving import drive
 from losslab.lecture.section_6_3.landscapes import Softmax
 from losslab.lecture.tuning import rates, tune
 from losslab.lecture.verdicts import bound

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from losslab.engine import train
+from losslab.lecture.driving import drive, drive_torch, member_errors, path_of, pulled
 from losslab.lecture.section_6_3.convergence import METHODS, iterations, power_of_kappa, theory
-from losslab.lecture.section_6_3.driving import drive, drive_torch, member_errors, path_of, pulled
 from losslab.lecture.section_6_3.landscapes import Bowls, Softmax, Surface
 from losslab.rules import GD, AdaGrad, Newton
 from losslab.tasks import digits, function_task, logistic_regression, rosenbrock, supervised
