@@ -283,6 +283,7 @@ CASES: list[Case] = [
     Case("tied", tied, classified(4), _CE, _EVERY),
     Case("tied-transposed", net(lambda m, x: F.linear(torch.tanh(m.a(x)), m.a.weight.t()), a=linear(4, 3)),
          regressed(4, 4), by(F.mse_loss)),
+    Case("large", mlp(300, 120, 3), classified(300), _CE, _EVERY),
     Case("unused", net(lambda m, x: m.a(x), a=linear(4, 3), b=linear(7, 2)), classified(4), _CE, _EVERY),
     Case("frozen", net(lambda m, x: m.b(torch.tanh(m.a(x))), a=frozen(4, 5), b=linear(5, 3)), classified(4),
          _CE, _EVERY),

@@ -148,6 +148,16 @@ def test_settings_that_cannot_be(options: dict[str, Any], told: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_last_batch_that_the_network_cannot_take_is_found_at_the_start() -> None:
+    task = task_of(NAMED["bn1d"])
+    with pytest.raises(
+        LosslabError, match=r"last batch has 1 examples and .* take another batch_size, or drop_last"
+    ):
+        run(task=task, batch_size=4, epochs=2)
+    assert run(task=task, batch_size=4, epochs=2, drop_last=True).step == 8
+    assert run(task=task, batch_size=4, steps=3).step == 3
+
+
 def test_patience_is_at_least_one() -> None:
     with pytest.raises(LosslabError, match="patience is 0: pass at least 1 evaluation"):
         EarlyStopping(patience=0)

@@ -62,6 +62,8 @@ class Train:
     """One data order for all members."""
     replacement: bool = False
     """Draw every batch anew, with replacement."""
+    drop_last: bool = False
+    """Leave out an epoch's last, smaller batch."""
     dtype: str = "float32"
     """float32, float64 or bfloat16."""
     device: str = "cpu"
@@ -71,7 +73,7 @@ class Train:
     memory: float | None = None
     """Gigabytes to stay within."""
     patience: int | None = None
-    """Stop a member after so many evaluations without a better validation loss (test loss if there is none)."""
+    """Stop a member after so many evaluations without a better validation (or else test) loss."""
     data: Path | None = None
     """Folder with mnist/ and cifar10/."""
     out: Path | None = None

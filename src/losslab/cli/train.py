@@ -53,6 +53,7 @@ def train(command: Train) -> None:
             batch_size=command.batch_size,
             shared_batches=command.shared_batches,
             replacement=command.replacement,
+            drop_last=command.drop_last,
             dtype=command.dtype,
             device=command.device,
             execution=command.execution,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from losslab.engine import checkpoints, randomness
-from losslab.engine.backends import Stand
+from losslab.engine.backends import LoopBackend, Stand
 from losslab.engine.execution import Execution, choose
 from losslab.engine.hessian import BatchCurvature
 from losslab.engine.history import schedule
@@ -161,17 +161,8 @@ class Trainer:
     def step(self, watch: Callable[[Population], None] | None = None) -> Tensor:
         """One update of every active member; their losses ``[n]`` before it."""
         p, step = self.population, self.population.step
-        index = None if self.batches is None else self.batches.at(step)
-        train = self.data["train"]
-        batch: Batch = None
-        if train is not None and index is not None:
-            batch = (
-                train.all() if self.batches and self.batches.whole else train.take(index.to(self.plan.device))
-            )
-        private = index is not None and index.dim() == 2
         drawing = self.execution.backend.draws or self.execution.backend.global_draws
-        keys = randomness.fold(self.keys, step) if drawing else self.keys
-        at = Stand(self.weights, self.buffers, batch, private, keys)
+        at = self._stand(step, randomness.fold(self.keys, step) if drawing else self.keys)
         losses, grads = self.execution.gradients(self.task.loss, at)
         recording = self.records(step)
         if recording:
@@ -193,6 +184,15 @@ class Trainer:
             self._store()
             watch(p)
         return losses
+
+    def _stand(self, step: int, keys: Tensor) -> Stand:
+        """Where the active members stand, on the batches of a step."""
+        train, batches = self.data["train"], self.batches
+        if train is None or batches is None:
+            return Stand(self.weights, self.buffers, None, False, keys)
+        index = batches.at(step)
+        batch = train.all() if batches.whole else train.take(index.to(self.plan.device))
+        return Stand(self.weights, self.buffers, batch, index.dim() == 2, keys)
 
     def _helpers(self, at: Stand) -> tuple[BatchCurvature | None, Closure | None]:
         """Curvature for second-order rules, a closure for optimizers that evaluate the loss themselves."""
@@ -326,13 +326,17 @@ class Trainer:
                 tensor[kept.to(tensor.device)] = p.best[f"{kind}/{name}"][kept].to(tensor.device)
 
     def _choose(self) -> Execution:
-        train = self.data["train"]
-        batch: Batch = None
-        private = False
-        if train is not None and self.batches is not None:
-            index = self.batches.at(0)
-            batch, private = train.take(index.to(self.plan.device)), index.dim() == 2
-        at = Stand(self.weights, self.buffers, batch, private, randomness.fold(self.keys, 0))
+        at = self._stand(0, randomness.fold(self.keys, 0))
+        last = self._stand(self.population.per_epoch - 1, at.keys)
+        if last.examples < at.examples and self.plan.steps >= self.population.per_epoch:
+            try:
+                LoopBackend(self.template).gradients(self.task.loss, last.rows(slice(0, 1)).sheltered())
+            except Exception as error:  # the user's code: batch norm refuses a single example
+                told = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                raise LosslabError(
+                    f"an epoch's last batch has {last.examples} examples and the loss raised {told}: "
+                    "take another batch_size, or drop_last"
+                ) from error
         return choose(self.plan.execution, self.template, self.task.loss, at, self.plan.memory)
 
 

@@ -214,8 +214,8 @@ C27 = Claim(
         "2016).",
         "With large gradient noise momentum gains little (Kidambi et al. 2018).",
         "The notes say nothing of κ; the comparison with gradient descent is added here. Counted from the "
-        "start at κ ≤ 1000, the setting fixed beforehand, the power is above 1/2: the best decay's double root "
-        "adds a factor 1 + ct, which theory puts at 0.535. The count over the later half of the way, up "
+        "start at κ ≤ 1000, the setting fixed beforehand, the power is above 1/2: the double root there adds "
+        "a factor 1 + ct, which theory puts at 0.535. The count over the later half of the way, up "
         "to κ = 10⁵, was added after a first run to separate the two; both count towards the verdict.",
         "These counts have no sampling noise to speak of, so the interval of a power is the range of the "
         "powers between neighbouring κ; it was chosen after a regression interval had come out at ± 0.001.",
