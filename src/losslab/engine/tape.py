@@ -306,7 +306,8 @@ def _cross_entropy(
         each = (g[:, None] * share)[:, None, :] if isinstance(share, Tensor) else (g * share).view(-1, 1, 1)
         return kernels.cross_entropy_vjp(log_p, labels.unsqueeze(1), each).transpose(1, 2)
 
-    return Node((picked * share).sum(1).neg_(), ((input, vjp),))
+    losses = picked.mean(1) if isinstance(share, float) else (picked * share).sum(1)
+    return Node(losses.neg_(), ((input, vjp),))
 
 
 @_rule(F.mse_loss)

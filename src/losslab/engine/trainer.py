@@ -175,8 +175,9 @@ class Trainer:
             moved = member_norm({n: w.detach() - before[n] for n, w in self.weights.items()})
             p.log.add(step, {"update_norm": moved}, self.active)
         p.step = step + 1
-        bad = ~torch.isfinite(losses)
-        if losses.is_cuda or bool(bad.any()):
+        # One number asks for all members; a sum that overflows only makes it look again.
+        if losses.is_cuda or not math.isfinite(float(losses.sum())):
+            bad = ~torch.isfinite(losses)
             self.first_bad = torch.where((self.first_bad == NEVER) & bad, step, self.first_bad)
             if not losses.is_cuda or p.step % SYNC_EVERY == 0:
                 self._look_for_diverged()

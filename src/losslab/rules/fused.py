@@ -78,6 +78,11 @@ class Stepper:
         """The update where every hyperparameter is a float; L2 decay is left to it."""
         raise NotImplementedError
 
+    def direction(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
+        """The step at rate 1, written into ``x``."""
+        torch._foreach_zero_(x)
+        self.kernel(x, g, slots, h, t)
+
     @torch.no_grad()
     def __call__(self, gradients: Weights, state: State, weights: Weights, step: int) -> None:
         """One update of stacked tensors, ``step`` 0 at the first."""
@@ -121,10 +126,9 @@ class Stepper:
     def _scaled(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
         """One kernel call with rate 1 into a zero buffer, then one scaled add."""
         self.buffers = _like(self.buffers, x)
-        torch._foreach_zero_(self.buffers)
         unit = self._once(h, "unit", lambda: Coefficients({**vars(h), "lr": 1.0}))
         rates = self._once(h, "rates", lambda: [cast(h.lr, xi) for xi in x])
-        self.kernel(self.buffers, g, slots, unit, t)
+        self.direction(self.buffers, g, slots, unit, t)
         for xi, direction, rate in zip(x, self.buffers, rates, strict=True):
             xi.addcmul_(direction, rate)
 
@@ -191,8 +195,17 @@ class _Averaging(Stepper):
 
     def kernel(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
         """One call for all tensors."""
+        self._call(torch._fused_adam_, x, g, slots, h, h.weight_decay)
+
+    def direction(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
+        """The step at rate 1: AdamW's kernel with decay 1 forgets ``x`` on the way, which saves a pass."""
+        self._call(torch._fused_adamw_, x, g, slots, h, 1.0)
+
+    def _call(
+        self, fused: Any, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, decay: float
+    ) -> None:
         assert self.clock is not None
-        torch._fused_adam_(
+        fused(
             x,
             g,
             slots[0],
@@ -202,7 +215,7 @@ class _Averaging(Stepper):
             lr=h.lr,
             beta1=h.beta1,
             beta2=h.beta2,
-            weight_decay=h.weight_decay,
+            weight_decay=decay,
             eps=h.eps,
             amsgrad=len(slots) > 2,
             maximize=False,

@@ -36,6 +36,8 @@ def map_nest(fn: Callable[..., Any], nest: Nest, *rest: Nest) -> Nest:
         >>> map_nest(lambda t: t + 1, {"x": torch.zeros(2), "name": "a"})
         {'x': tensor([1., 1.]), 'name': 'a'}
     """
+    if type(nest) is tuple and not rest:  # the commonest batch, met at every training step
+        return tuple(fn(leaf) if isinstance(leaf, Tensor) else map_nest(fn, leaf) for leaf in nest)
     return map_leaves(
         lambda leaf, *others: fn(leaf, *others) if isinstance(leaf, Tensor) else leaf, nest, *rest
     )
