@@ -46,6 +46,7 @@ def test_a_batch_is_a_function_of_the_seed_and_the_step(
     options: dict[str, Any] = {"replacement": replacement, "drop_last": drop_last}
     together = Batches(examples, batch_size, seeds, **options)
     picked = list(range(len(seeds)))[::-2]
+    together.at(calls[0])
     some = together.select(picked)
     for step in calls:
         fresh = Batches(examples, batch_size, seeds, **options).at(step)

@@ -220,17 +220,20 @@ class Noisy(nn.Module):
 def test_global_random_numbers_are_reproducible_and_put_back(training: bool, evaluation: bool) -> None:
     x, y = NAMED["mlp-relu"].batch(torch.Generator().manual_seed(0), 8)
     task = supervised(lambda: Noisy(training, evaluation), (x, y), test=(x, y))
+    options: dict[str, Any] = {
+        "seeds": 2, "steps": 3, "batch_size": 3, "record": 1, "evaluate": 1, "dtype": "float64",
+    }  # fmt: skip
     seen = []
     for number in (1, 2):
         torch.manual_seed(number)
         before = torch.get_rng_state()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExecutionNotice)
-            population = train(task, "sgd", seeds=2, steps=3, record=1, evaluate=1, dtype="float64")
+            population = train(task, "sgd", **options)
         assert torch.equal(torch.get_rng_state(), before)
         seen.append(population.history)
     assert seen[0].equals(seen[1])
-    one = train(task, "sgd", seeds=[1], steps=3, record=1, evaluate=1, dtype="float64").history
+    one = train(task, "sgd", **{**options, "seeds": [1]}).history
     both = seen[0].query("seed == 1").drop(columns="member").reset_index(drop=True)
     for column in one.drop(columns="member"):
         assert both[column].tolist() == pytest.approx(one[column].tolist(), abs=1e-12, nan_ok=True)
