@@ -140,7 +140,8 @@ def test_a_process_killed_at_any_moment_loses_at_most_a_step(tmp_path: Path) -> 
         **os.environ,
         "PYTHONPATH": f"{root / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }
-    reached = []; BEGUN = time.monotonic()
+    reached = []
+    BEGUN = time.monotonic()
     for wait in (
         0.031,
         None,
@@ -162,8 +163,8 @@ def test_a_process_killed_at_any_moment_loses_at_most_a_step(tmp_path: Path) -> 
         found = checkpoints.newest(folder)
         assert found is not None
         assert found[2] == []  # whatever was being written, what has the name of a checkpoint is whole
-        reached.append(found[1]["step"]); print("T", time.monotonic() - BEGUN, reached)
-    print("REACHED", reached, time.monotonic() - BEGUN)
+        reached.append(found[1]["step"])
+        print("T", time.monotonic() - BEGUN, reached)
     assert reached[0] < reached[1] < reached[2]
     end = reached[-1] + 5
     case, rule, options = RUNS["wide"]

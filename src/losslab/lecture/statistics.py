@@ -165,13 +165,9 @@ def fit_power_law(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> PowerLaw:
     t = float(stdtrit(freedom, (1 + level) / 2))
     wide = t * np.sqrt(noise / spread)
     tall = t * np.sqrt(noise * (1 / u.size + u.mean() ** 2 / spread))
-    return PowerLaw(
-        slope,
-        (slope - float(wide), slope + float(wide)),
-        float(np.exp(intercept)),
-        (float(np.exp(intercept - tall)), float(np.exp(intercept + tall))),
-        u.size,
-    )
+    with np.errstate(over="ignore"):  # a hopeless fit has an infinite bound, and that is the answer
+        constant, low, high = (float(np.exp(intercept + shift)) for shift in (0.0, -tall, tall))
+    return PowerLaw(slope, (slope - float(wide), slope + float(wide)), constant, (low, high), u.size)
 
 
 def max_relative_error(a: ArrayLike, b: ArrayLike) -> float:

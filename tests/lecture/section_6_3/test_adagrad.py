@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tests.lecture.evidence import FAILS, HOLDS, MIXED, UNDECIDED, Draw, Stored, Tables, overall, verdicts
 
-from losslab.lecture.claim import Claim, Verdict
+from losslab.lecture.claim import Verdict
 from losslab.lecture.section_6_3 import adagrad, decay, jumping
 from losslab.lecture.section_6_3.adagrad import C22, C23
 from losslab.lecture.section_6_3.decay import C24
 from losslab.rules import GD, AdaGrad, RMSProp
 from losslab.tasks import digits_task, mlp
-
-HOLDS, MIXED, FAILS, UNDECIDED = Verdict.HOLDS, Verdict.MIXED, Verdict.FAILS, Verdict.UNDECIDED
-Tables = dict[str, pd.DataFrame]
-Stored = Callable[[Tables], Tables]
-Draw = Callable[[Claim, Tables], None]
-
-
-def verdicts(claim: Claim, tables: Tables) -> dict[str, Verdict]:
-    return {finding.name: finding.verdict for finding in claim.judge(tables)}
-
-
-def overall(claim: Claim, tables: Tables) -> Verdict:
-    return claim.combine(claim.judge(tables))
-
 
 # -- C22 -----------------------------------------------------------------------------------------------
 

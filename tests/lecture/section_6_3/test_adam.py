@@ -9,26 +9,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tests.lecture.evidence import (
+    FAILS,
+    HOLDS,
+    MIXED,
+    UNDECIDED,
+    Draw,
+    Races,
+    Stored,
+    Tables,
+    overall,
+    verdicts,
+)
 
-from losslab.lecture.claim import Claim, Verdict
+from losslab.lecture.claim import Verdict
 from losslab.lecture.section_6_3 import adam, adam_practice, adam_race
 from losslab.lecture.section_6_3.adam_race import Arm, Budget
 from losslab.rules import SGD, Adam
 from losslab.tasks import digits_task, logistic_regression
-
-HOLDS, MIXED, FAILS, UNDECIDED = Verdict.HOLDS, Verdict.MIXED, Verdict.FAILS, Verdict.UNDECIDED
-Tables = dict[str, pd.DataFrame]
-Stored = Callable[[Tables], Tables]
-Draw = Callable[[Claim, Tables], None]
-Races = Callable[..., Tables]
-
-
-def verdicts(claim: Claim, tables: Tables) -> dict[str, Verdict]:
-    return {finding.name: finding.verdict for finding in claim.judge(tables)}
-
-
-def overall(claim: Claim, tables: Tables) -> Verdict:
-    return claim.combine(claim.judge(tables))
 
 
 def test_the_claims_come_in_order() -> None:

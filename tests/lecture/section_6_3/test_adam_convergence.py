@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tests.lecture.evidence import FAILS, HOLDS, MIXED, Draw, Races, Stored, Tables, overall, verdicts
 
-from losslab.lecture.claim import Claim, Lab, Verdict, quiet
+from losslab.lecture.claim import Lab, Verdict, quiet
 from losslab.lecture.section_6_3 import adam, adam_convergence, adam_remedies, adam_sequence
 from losslab.lecture.section_6_3.adam_sequence import MEAN, OFFSETS, PERIOD, PLAIN
 from losslab.rules import SGD, Adam, AdamNC, AMSGrad
 from losslab.rules.schedules import inverse_sqrt
-
-HOLDS, MIXED, FAILS, UNDECIDED = Verdict.HOLDS, Verdict.MIXED, Verdict.FAILS, Verdict.UNDECIDED
-Tables = dict[str, pd.DataFrame]
-Stored = Callable[[Tables], Tables]
-Draw = Callable[[Claim, Tables], None]
-Races = Callable[..., Tables]
-
-
-def verdicts(claim: Claim, tables: Tables) -> dict[str, Verdict]:
-    return {finding.name: finding.verdict for finding in claim.judge(tables)}
-
-
-def overall(claim: Claim, tables: Tables) -> Verdict:
-    return claim.combine(claim.judge(tables))
 
 
 def reference_run(kind: str, gradients: list[float], alpha: float, beta1: float, beta2: float) -> list[float]:

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tests.lecture.evidence import FAILS, HOLDS, MIXED, UNDECIDED, Draw, Stored, Tables, overall, verdicts
 
-from losslab.lecture.claim import Claim, Verdict
+from losslab.lecture.claim import Verdict
 from losslab.lecture.section_6_3 import expense, newton, softmax
 from losslab.lecture.section_6_3.convergence import iterations
 from losslab.lecture.section_6_3.expense import C20
 from losslab.lecture.section_6_3.newton import C19
-
-HOLDS, MIXED, FAILS, UNDECIDED = Verdict.HOLDS, Verdict.MIXED, Verdict.FAILS, Verdict.UNDECIDED
-Tables = dict[str, pd.DataFrame]
-Stored = Callable[[Tables], Tables]
-Draw = Callable[[Claim, Tables], None]
-
-
-def verdicts(claim: Claim, tables: Tables) -> dict[str, Verdict]:
-    return {finding.name: finding.verdict for finding in claim.judge(tables)}
-
-
-def overall(claim: Claim, tables: Tables) -> Verdict:
-    return claim.combine(claim.judge(tables))
-
 
 # -- C19 -----------------------------------------------------------------------------------------------
 

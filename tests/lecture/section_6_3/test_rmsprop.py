@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 import pytest
+from tests.lecture.evidence import FAILS, HOLDS, MIXED, Draw, Stored, Tables, overall, verdicts
 
-from losslab.lecture.claim import Claim, Verdict
 from losslab.lecture.section_6_3 import rmsprop
 from losslab.lecture.section_6_3.rmsprop import C25, C26
-
-HOLDS, MIXED, FAILS = Verdict.HOLDS, Verdict.MIXED, Verdict.FAILS
-Tables = dict[str, pd.DataFrame]
-Stored = Callable[[Tables], Tables]
-Draw = Callable[[Claim, Tables], None]
-
-
-def verdicts(claim: Claim, tables: Tables) -> dict[str, Verdict]:
-    return {finding.name: finding.verdict for finding in claim.judge(tables)}
-
-
-def overall(claim: Claim, tables: Tables) -> Verdict:
-    return claim.combine(claim.judge(tables))
-
 
 # -- C25 -----------------------------------------------------------------------------------------------
 
