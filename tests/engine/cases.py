@@ -297,7 +297,7 @@ CASES: list[Case] = [
          classified(3, 4), _CE),
     Case("multihead", net(lambda m, x: m.out(m.a(x, x, x, need_weights=False)[0].mean(1)),
                           a=lambda: nn.MultiheadAttention(4, 2, batch_first=True), out=linear(4, 3)),
-         classified(3, 4), _CE, (LOOP,)),
+         classified(3, 4), _CE, (VMAP, LOOP)),
     Case("embedding", net(lambda m, x: m.a(m.e(x).mean(1)), e=lambda: nn.Embedding(7, 4), a=linear(4, 3)),
          tokens, _CE, (VMAP, LOOP)),
     Case("lstm", net(recurrent, lstm=lambda: nn.LSTM(4, 5, batch_first=True), out=linear(5, 3)),

@@ -66,7 +66,6 @@ def attempts(case: Case, private: bool) -> list[tuple[str, Stand, Tensor, dict[s
 
 @every_case
 @batches
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_each_member_has_the_loss_gradient_and_buffers_it_has_alone(case: Case, private: bool) -> None:
     at = stand(case, private)
     wanted = [alone(case, at, i) for i in range(at.members)]

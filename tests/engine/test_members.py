@@ -23,7 +23,7 @@ from losslab.tasks.nest import map_nest
 
 SEEDS = [3, 1, 2]
 NETS = ["mlp-relu", "linear-mse", "penalty", "ignored", "dict", "weights-only", "bn1d", "resnet", "dropout",
-        "dropout-bn", "conv", "embedding", "attention", "lstm", "tied", "frozen", "buffers",
+        "dropout-bn", "conv", "embedding", "attention", "multihead", "lstm", "tied", "frozen", "buffers",
         "scalar", "large"]  # fmt: skip
 RULES: dict[str, Rule] = {
     "momentum": Momentum(lr=[0.02, 0.03, 0.05], beta=0.9, weight_decay=[0.0, 0.1, 0.01]),

@@ -14,7 +14,17 @@ from scipy import stats
 from torch import Tensor
 
 from losslab.engine import randomness
-from losslab.engine.randomness import MemberRandom, bits, fold, integers, key, member_keys, normal, uniform
+from losslab.engine.randomness import (
+    MemberRandom,
+    bits,
+    coins,
+    fold,
+    integers,
+    key,
+    member_keys,
+    normal,
+    uniform,
+)
 
 KEYS = member_keys(range(8), "test")
 
@@ -48,6 +58,7 @@ def test_numbers_are_pinned() -> None:
     assert normal(torch.tensor(5), (2,), torch.float64).tolist() == pytest.approx(
         [-0.28775264060273376, 0.6817675150599002], rel=1e-13
     )
+    assert coins(torch.tensor(5), (8,), 0.5).int().tolist() == [1, 1, 0, 0, 0, 1, 0, 1]
     assert torch.randperm(6, generator=randomness.generator(0, "order", 0)).tolist() == [5, 2, 1, 3, 4, 0]
 
 
@@ -136,6 +147,17 @@ def test_dropout_draws_the_same_mask_in_every_dtype_and_another_at_every_call() 
     assert torch.equal(masks[0][0], masks[1][0])
     assert torch.equal(masks[0][0], masks[2][0])
     assert not torch.equal(masks[0][0], masks[0][1])
+
+
+def test_coins_are_independent_and_as_likely_as_asked() -> None:
+    for chance in (0.25, 0.5, 0.9):
+        found = coins(KEYS, (40_000,), chance)
+        near = 5 * math.sqrt(chance * (1 - chance) / found.numel())
+        assert float(found.double().mean()) == pytest.approx(chance, abs=near)
+        quarters = found.double().view(8, -1, 4).permute(2, 0, 1).flatten(1)  # the four coins of a hash
+        for rows in (quarters, found.double()):
+            assert float(torch.corrcoef(rows).fill_diagonal_(0).abs().max()) < 5 / math.sqrt(40_000)
+    assert torch.func.vmap(lambda k: coins(k, (3, 5), 0.3))(KEYS).equal(coins(KEYS, (3, 5), 0.3))
 
 
 def test_dropout_at_its_ends_and_of_whole_channels() -> None:

@@ -141,12 +141,7 @@ def test_a_process_killed_at_any_moment_loses_at_most_a_step(tmp_path: Path) -> 
         "PYTHONPATH": f"{root / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }
     reached = []
-    BEGUN = time.monotonic()
-    for wait in (
-        0.031,
-        None,
-        None,
-    ):  # seconds after the first checkpoint, None for the middle of the next write
+    for wait in (0.031, None, None):  # seconds; None for the middle of the next write
         before = set(folder.glob("step-*")) if folder.exists() else set()
         with subprocess.Popen([sys.executable, tmp_path / "script.py", out], env=environment) as process:
             deadline = time.monotonic() + 120
@@ -164,7 +159,6 @@ def test_a_process_killed_at_any_moment_loses_at_most_a_step(tmp_path: Path) -> 
         assert found is not None
         assert found[2] == []  # whatever was being written, what has the name of a checkpoint is whole
         reached.append(found[1]["step"])
-        print("T", time.monotonic() - BEGUN, reached)
     assert reached[0] < reached[1] < reached[2]
     end = reached[-1] + 5
     case, rule, options = RUNS["wide"]

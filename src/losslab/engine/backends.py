@@ -7,6 +7,7 @@ they look at. Buffers are advanced in place when training; whoever wants them ke
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -190,7 +191,10 @@ class VmapBackend(Backend):
 
         tensors = leaves(at.batch) if at.private else []
         mapped = torch.func.vmap(one, in_dims=(0, 0, 0, 0), randomness="error")
-        result, moved = mapped(at.weights, at.buffers, tensors, at.keys)
+        with warnings.catch_warnings():
+            # Torch tells where it falls back to a loop inside; whether that pays has been measured.
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            result, moved = mapped(at.weights, at.buffers, tensors, at.keys)
         if training:
             with torch.no_grad():
                 for name, buffer in at.buffers.items():

@@ -150,8 +150,9 @@ def choose(
 ) -> Execution:
     """Picks the backend by trying it on the first batch.
 
-    The tape is tried first, then the table, then vmap; each must give the loop's losses and gradients for the
-    first and the last member. With ``execution="auto"`` it must also be faster than the loop.
+    The tape is tried first, then the table, then vmap; each must give the loop's losses, gradients and
+    buffers for the first and the last member, in float64 and in their own dtype. With ``execution="auto"`` it
+    must also be faster than the loop.
 
     Args:
         execution: ``"auto"``, ``"stacked"`` (one program, or an error) or ``"loop"``.

@@ -31,7 +31,7 @@ def test_c8_small(verdicts):
     )
     assert table.error.max() < 1e-12
     found = verdicts(g.C8, tables)
-    assert found["all"] == "undecided"  # 8 instances are not 100
+    assert found[g.EXACT] == "undecided"  # 8 instances are not 100
     assert found[g.CLOSE] == FAILS
 
 
@@ -49,6 +49,8 @@ def planted_c8():
 def test_c8_judge(verdicts, planted_c8):
     drawn = "softmax: random draws average to the gradient"
     assert verdicts(g.C8, planted_c8) == {g.EXACT: HOLDS, drawn: HOLDS, g.CLOSE: FAILS, "all": HOLDS}
+    worse = planted_c8 | {"draws": planted_c8["draws"].assign(projection=lambda t: t.projection + 0.1)}
+    assert verdicts(g.C8, worse)["all"] == "mixed"
     planted_c8["gradients"].loc[7, "error"] = 1e-11
     planted_c8["gradients"]["noise"] = 0.5
     planted_c8["draws"]["projection"] += 0.1

