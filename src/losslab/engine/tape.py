@@ -226,8 +226,8 @@ def _div(a: Any, b: Any) -> Node:
 
 @_rule(torch.pow, Tensor.pow, Tensor.__pow__)
 def _pow(a: Any, b: Any) -> Node:
-    if not isinstance(b, (int, float)) or _is_constant(a):
-        raise NotInTable("a tensor as exponent")
+    if not isinstance(b, (int, float)) or b == 0 or _is_constant(a):
+        raise NotInTable("a tensor, or 0, as exponent")
     x = a.data
     return Node(x**b, ((a, lambda g: g * (b * x ** (b - 1))),))
 
