@@ -25,19 +25,19 @@ clean:
 	rm -rf $(VENV) losslab-report losslab-run
 
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "losslab needs Python 3.11 or newer: set PYTHON=python3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "losslab needs Python 3.11 or newer: set PYTHON=python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
 # One stamp a set of dependencies; a change of pyproject.toml or constraints.txt installs again.
 $(VENV)/.lab: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install -q -c constraints.txt $$(grep '^torch==' constraints.txt)
-	$(BIN)/pip install -q -c constraints.txt -e ".[data]"
-	touch $@
+	@$(BIN)/pip install -q -c constraints.txt $$(grep '^torch==' constraints.txt)
+	@$(BIN)/pip install -q -c constraints.txt -e ".[data]"
+	@touch $@
 
 $(VENV)/.dev: $(VENV)/.lab
-	$(BIN)/pip install -q -c constraints.txt -e ".[data,dev]"
-	touch $@
+	@$(BIN)/pip install -q -c constraints.txt -e ".[data,dev]"
+	@touch $@
 
 $(VENV)/.bench: $(VENV)/.lab
-	$(BIN)/pip install -q -c constraints.txt -e ".[data,bench]"
-	touch $@
+	@$(BIN)/pip install -q -c constraints.txt -e ".[data,bench]"
+	@touch $@

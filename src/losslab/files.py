@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
+        remedy = (
+            "free some space"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            else "check the path"
+        )
         raise LosslabError(
-            f"cannot write {path} ({error.strerror or error}): free some space, or choose another folder"
+            f"cannot write {path} ({error.strerror or error}): {remedy}, or choose another folder"
         ) from error

@@ -241,7 +241,7 @@ def test_mistakes_with_a_saved_run(capsys: Any, folder: Path) -> None:
     assert run(capsys, *line)[0] == 0
     before = {p: p.read_bytes() for p in (folder / "run").rglob("*") if p.is_file()}
     for extra, told in (
-        ([], "run already holds a run: pass resume to go on with it, or another folder"),
+        ([], "run already holds a run: resume it"),
         (["--resume", "--lr", "0.5"], "the saved run has other settings (lr was 0.001, now 0.5)"),
         (["--resume", "--seeds", "2"], "seeds was [0], now [0, 1]"),
     ):

@@ -25,6 +25,8 @@ def lecture(command: Lecture) -> None:
     console = terminal()
     claims = select(command.claim, command.section)
     lab = Lab(profile=command.profile, seeds=command.seeds, data=command.data)
+    if command.resume and not (command.out / "claims.json").exists():
+        console.print(f"[dim]{command.out} holds no run to resume: a new one begins[/dim]")
     begun = time.perf_counter()
     with console.status("") as status:
 

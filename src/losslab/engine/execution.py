@@ -68,7 +68,7 @@ class Execution:
     def restore(cls, told: dict[str, Any], template: Template) -> Execution:
         """The execution that `describe` told of."""
         backend = BACKENDS[told["backend"]](template, told["draws"], told["global_draws"])
-        return cls(backend, told["chunk"], told["example_bytes"], "as before")
+        return cls(backend, told["chunk"], told["example_bytes"], "run as before it was resumed")
 
     def gradients(self, fn: Function, at: Stand) -> tuple[Tensor, Weights]:
         """Losses ``[N]`` and gradients of all members; see `Backend.gradients`."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 NEVER = -1
 
 
-@dataclass
+@dataclass(repr=False)
 class Population:
     """N networks trained together. Index it for an ordinary module, read `history` for what happened.
 
@@ -72,6 +72,17 @@ class Population:
 
     def __len__(self) -> int:
         return len(self.seeds)
+
+    def __repr__(self) -> str:
+        ended = [
+            f"{int((t != NEVER).sum())} {how}"
+            for how, t in (("diverged", self.diverged), ("stopped early", self.stopped))
+            if bool((t != NEVER).any())
+        ]
+        told = ", ".join(
+            [f"{len(self)} members", self.rule.name, self.task.name, f"step {self.step}", *ended]
+        )
+        return f"Population({told})"
 
     def __getitem__(self, member: int) -> nn.Module:
         """An ordinary module with one member's weights and buffers, in evaluation mode; a copy."""

@@ -293,9 +293,11 @@ class Trainer:
         found = checkpoints.newest(folder) if folder.is_dir() else None
         if found is not None and not resume:
             raise LosslabError(
-                f"{self.out} already holds a run: pass resume to go on with it, or another folder"
+                f"{self.out} already holds a run: resume it (resume=True, --resume), or pass another folder"
             )
         if found is None:
+            if resume:
+                self.population.notices.append(f"{self.out} holds no run to resume: a new one was started")
             checkpoints.write(self.out / "start.safetensors", {}, self.population.meta())
             return None
         tensors, meta, problems = found

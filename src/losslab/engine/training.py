@@ -99,6 +99,10 @@ def train(
     rule = as_rule(rule)
     members = as_seeds(seeds, rule.members())
     rule.check_members(len(members))
+    if not isinstance(task, Task):
+        raise LosslabError(
+            f"the task is a {type(task).__name__}: pass a losslab.Task, as losslab.supervised makes one"
+        )
     data = task.train
     size = batch_size if batch_size is not None or getattr(rule, "full_batch", False) else 32
     plan = Plan(
