@@ -17,7 +17,7 @@ def test_a_population_is_printed_in_one_line() -> None:
 
 
 def test_what_is_no_task_is_told_first() -> None:
-    with pytest.raises(LosslabError, match="the task is a Linear: pass a losslab.Task"):
+    with pytest.raises(LosslabError, match="the task is a Linear: pass a losslab"):
         train(nn.Linear(2, 2), "adam")  # type: ignore[arg-type]
 
 
