@@ -20,11 +20,13 @@ SUITES = ("populations", "adapters", "startup", "lecture")
 def main() -> None:
     """Runs the suites asked for; exit code 1 when a bar is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument("suites", nargs="*", choices=[*SUITES, []], default=SUITES)
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; all by default")
     parser.add_argument(
         "--data", default=None, help="folder with mnist/; without it LeNet gets noise of that shape"
     )
     options = parser.parse_args()
+    if wrong := set(options.suites) - set(SUITES):
+        parser.error(f"no suite is named {', '.join(sorted(wrong))}: choose of {', '.join(SUITES)}")
     suites = {
         "populations": lambda: populations.rows(options.data),
         "adapters": adapters.rows,
