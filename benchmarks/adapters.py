@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.measure import Row, interleaved
-from losslab.rules import AdaGrad, Adam, Momentum, Rule, TorchOptimizer
+from losslab.rules import SGD, AdaGrad, Adam, Momentum, Rule, TorchOptimizer
 from losslab.tasks import lenet_300_100
 
 PAIRS: tuple[tuple[Rule, Callable[[Any], torch.optim.Optimizer]], ...] = (
     (Adam(lr=1e-3), lambda p: torch.optim.Adam(p, lr=1e-3, fused=True)),
     (Momentum(lr=1e-2, beta=0.9), lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, fused=True)),
+    (SGD(lr=1e-2), lambda p: torch.optim.SGD(p, lr=1e-2, fused=True)),
     (AdaGrad(lr=1e-2), lambda p: torch.optim.Adagrad(p, lr=1e-2, fused=True)),
 )
 

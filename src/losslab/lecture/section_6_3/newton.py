@@ -276,7 +276,7 @@ C19 = Claim(
     caveats=(
         "Exact on quadratics. Elsewhere the full step converges only from near enough: on softmax "
         "regression from random weights it overshoots and needs a line search, which chooses η anew at each "
-        "iteration.",
+        "iteration; that arm was added after a first run without it.",
         "Where f is not convex Newton's method is drawn to saddles and maxima too, each with a basin of its "
         "own: shown for starts inside of one, and left out of the verdict. Saddle-free "
         "variants replace the Hessian's eigenvalues by their absolute values (Dauphin et al. 2014).",
