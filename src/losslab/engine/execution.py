@@ -22,6 +22,7 @@ from losslab.engine.backends import (
     TapeBackend,
     VmapBackend,
 )
+from losslab.engine.memory import free_memory, keep_freed_memory
 from losslab.engine.points import Stack
 from losslab.engine.randomness import MemberRandom, spared
 from losslab.engine.template import Template
@@ -53,6 +54,9 @@ class Execution:
     example_bytes: float = 0.0
     reason: str = ""
     measuring: dict[tuple[Function, bool], Backend] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        keep_freed_memory()
 
     def describe(self) -> dict[str, Any]:
         """What a resumed run needs to run the same way."""
@@ -182,7 +186,7 @@ def choose(
             )
         warnings.warn(f"the members are trained one by one: {why}", ExecutionNotice, stacklevel=3)
         return Execution(loop, 1, example_bytes, why)
-    chunk = _members_that_fit(at, example_bytes, memory)
+    chunk = members_that_fit(at, example_bytes, memory)
     picked = Execution(stacked, chunk, example_bytes, f"the {stacked.name} agrees with the loop")
     if execution == "auto":
         few = min(members, 4)
@@ -305,7 +309,14 @@ def _equal(wanted: Stack, found: Stack, member: int) -> bool:
     return True
 
 
-def _members_that_fit(at: Stand, example_bytes: float, memory: float | None) -> int:
+def members_that_fit(at: Stand, example_bytes: float, memory: float | None) -> int:
+    """How many members a stack may have at a time; all of them if they fit the memory budget.
+
+    Args:
+        at: All members on a batch.
+        example_bytes: Memory that one example of one member holds for the backward pass.
+        memory: Bytes to stay within; half of what is free if None.
+    """
     weight_bytes = sum(w[0].numel() * w.element_size() for w in at.weights.values())
     budget = memory if memory is not None else 0.5 * free_memory(at.keys.device)
     # Weights, gradient and the rule's state are there whatever the chunk; what a chunk holds is the values
@@ -313,18 +324,6 @@ def _members_that_fit(at: Stand, example_bytes: float, memory: float | None) -> 
     left = budget - 5 * at.members * weight_bytes
     each = 2 * example_bytes * at.examples + weight_bytes
     return max(1, int(min(at.members, left / max(each, 1.0))))
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes free on a device; infinite where the system does not say."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as lines:
-            found = {line.split(":")[0]: line.split()[1] for line in lines}
-        return float(found["MemAvailable"]) * 1024
-    except (OSError, KeyError, IndexError):
-        return float("inf")
 
 
 def _named(result: Any) -> Stack:

@@ -8,11 +8,14 @@ shape of the weight, ready for the fused update.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from losslab.errors import LosslabError
 
 LARGE = 1 << 20
 """Multiplications in one member's product from which oneDNN, called member by member, beats one batched call.
@@ -169,17 +172,85 @@ def batch_norm(
     """Batch normalisation of N members at once: x ``[N, B, C, ...]``, statistics and affine ``[N, C]``.
 
     One call of torch's kernel on ``N*C`` channels; the running statistics are advanced in place.
+
+    Raises:
+        LosslabError: One value a channel in training mode, which has no variance.
     """
-    members, batch, channels = x.shape[:3]
-    flat = x.transpose(0, 1).reshape(batch, members * channels, *x.shape[3:])
-    running = [None if s is None else s.reshape(-1) for s in (mean, var)]
-    affine = [None if a is None else a.reshape(-1) for a in (weight, bias)]
-    y = F.batch_norm(flat, running[0], running[1], affine[0], affine[1], training, momentum, eps)
+    flat = _many_channels(x)
+    running, affine = _flat(mean, var), _flat(weight, bias)
     if training:
-        for kept, moved in zip((mean, var), running, strict=True):
-            if kept is not None and moved is not None and kept.data_ptr() != moved.data_ptr():
-                kept.copy_(moved.view_as(kept))
-    return y.reshape(batch, members, channels, *x.shape[3:]).transpose(0, 1)
+        _check_values_per_channel(flat)
+    y = F.batch_norm(flat, *running, *affine, training, momentum, eps)
+    if training:
+        _keep_running((mean, var), running)
+    return _one_by_one(y, x.shape)
+
+
+BatchNormVjp = Callable[[Tensor], tuple[Tensor, Tensor | None, Tensor | None]]
+
+
+def batch_norm_with_vjp(
+    x: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, BatchNormVjp]:
+    """As `batch_norm`, with the function that sends a gradient back to x, the weight and the bias; no graph.
+
+    The value lies in memory as ``[B, N, C]``, and so do the gradients that come back.
+    """
+    flat = _many_channels(x)
+    running, affine = _flat(mean, var), _flat(weight, bias)
+    if training:
+        _check_values_per_channel(flat)
+    y, *saved = torch.native_batch_norm(flat, *affine, *running, training, momentum, eps)
+    if training:
+        _keep_running((mean, var), running)
+    wanted = [True, weight is not None, bias is not None]
+
+    def vjp(g: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        sent = torch.ops.aten.native_batch_norm_backward(
+            _many_channels(g), flat, affine[0], *running, *saved, training, eps, wanted
+        )
+        gx, *of_affine = sent
+        scale, shift = (
+            g if a is None else g.view_as(a) for g, a in zip(of_affine, (weight, bias), strict=True)
+        )
+        return _one_by_one(gx, x.shape), scale, shift
+
+    return _one_by_one(y, x.shape), vjp
+
+
+def _many_channels(x: Tensor) -> Tensor:
+    """``[N, B, C, ...]`` -> ``[B, N*C, ...]``."""
+    return x.transpose(0, 1).reshape(x.shape[1], x.shape[0] * x.shape[2], *x.shape[3:])
+
+
+def _one_by_one(y: Tensor, shape: torch.Size) -> Tensor:
+    """``[B, N*C, ...]`` -> ``[N, B, C, ...]``, a view."""
+    return y.reshape(shape[1], shape[0], *shape[2:]).transpose(0, 1)
+
+
+def _flat(*values: Tensor | None) -> list[Tensor | None]:
+    return [None if v is None else v.reshape(-1) for v in values]
+
+
+def _keep_running(kept: tuple[Tensor | None, ...], moved: list[Tensor | None]) -> None:
+    for statistic, now in zip(kept, moved, strict=True):
+        if statistic is not None and now is not None and statistic.data_ptr() != now.data_ptr():
+            statistic.copy_(now.view_as(statistic))
+
+
+def _check_values_per_channel(flat: Tensor) -> None:
+    if flat.numel() == flat.shape[1]:
+        raise LosslabError(
+            "batch norm in training mode got one value a channel, and one value has no variance: "
+            "use batches of two or more examples (drop_last=True leaves out a last batch of one)"
+        )
 
 
 def convolution(function: Any, x: Tensor, weight: Tensor, bias: Tensor | None, options: Any) -> Tensor:
@@ -206,4 +277,11 @@ def convolution(function: Any, x: Tensor, weight: Tensor, bias: Tensor | None, o
     return y.reshape(batch, members, -1, *y.shape[2:]).transpose(0, 1)
 
 
-__all__ = ["CrossEntropy", "Linear", "batch_norm", "convolution", "cross_entropy"]
+__all__ = [
+    "CrossEntropy",
+    "Linear",
+    "batch_norm",
+    "batch_norm_with_vjp",
+    "convolution",
+    "cross_entropy",
+]

@@ -8,7 +8,7 @@ takes the table with torch's autograd instead. First derivatives only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,11 @@ from losslab.rules.fused import SLICED_FROM
 
 aten = torch.ops.aten
 
-Vjp = Callable[[Tensor], Tensor]
+Vjp = Callable[[Tensor], Sequence[Any]]
+"""The gradient of a node's value -> the gradients it sends to its parents, in their order.
+
+A gradient belongs to the node it arrives at, which may overwrite it; so no two parents are sent one tensor.
+"""
 
 RULES: dict[Any, Callable[..., Any]] = {}
 """Torch function -> implementation on nodes that also records its vector-Jacobian products."""
@@ -34,17 +38,18 @@ class Node(Stacked):
 
     Args:
         data: ``[N, *shape]``.
-        parents: The values it was made of, each with the product that sends a gradient back to it.
+        parents: The values it was made of.
+        vjp: Sends a gradient back to them.
     """
 
-    __slots__ = ("grad", "parents", "tape")
+    __slots__ = ("grad", "parents", "tape", "vjp")
 
-    def __init__(self, data: Tensor, parents: tuple[tuple[Node, Vjp], ...] = ()) -> None:
+    def __init__(self, data: Tensor, parents: Sequence[Node] = (), vjp: Vjp = tuple) -> None:
         self.data = data
-        self.parents = parents
+        self.parents, self.vjp = parents, vjp
         self.grad: Tensor | None = None
         if parents:
-            self.tape: list[Node] = parents[0][0].tape
+            self.tape: list[Node] = parents[0].tape
             self.tape.append(self)
 
     @classmethod
@@ -81,8 +86,7 @@ def backward(result: Node) -> None:
         g = node.grad
         if g is None:
             continue
-        for parent, vjp in node.parents:
-            sent = vjp(g)
+        for parent, sent in zip(node.parents, node.vjp(g), strict=True):
             parent.grad = sent if parent.grad is None else parent.grad + sent
         node.grad = None
     result.tape.clear()
@@ -112,35 +116,57 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> Node:
     y = kernels.linear(data, w, None if bias is None else bias.data)
     factored = w.is_cpu and w[0].numel() >= SLICED_FROM
     vjp_weight: Any = Factored if factored else kernels.linear_vjp_weight
-    parents: list[tuple[Node, Vjp]] = [(weight, lambda g: vjp_weight(g, data))]
+    parents = [weight]
     if bias is not None:
-        parents.append((bias, lambda g: g.sum(1)))
-    if isinstance(x, Node):
-        parents.append((x, lambda g: kernels.linear_vjp_input(g, w, data)))
-    return Node(y, tuple(parents))
+        parents.append(bias)
+    inner = isinstance(x, Node)
+    if inner:
+        parents.append(x)
+
+    def vjp(g: Tensor) -> list[Any]:
+        sent = [vjp_weight(g, data)]
+        if bias is not None:
+            sent.append(g.sum(1))
+        if inner:
+            sent.append(kernels.linear_vjp_input(g, w, data))
+        return sent
+
+    return Node(y, parents, vjp)
 
 
 def _activation(function: Any, slope: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Any]:
-    """An elementwise function; ``slope(g, x, y)`` is the gradient sent back."""
+    """An elementwise function; ``slope(g, x, y)`` is the gradient sent back, and may take g's memory."""
 
     def run(x: Node, *args: Any, **kwargs: Any) -> Node:
-        if args or any(v for k, v in kwargs.items() if k != "inplace"):
+        if any(option not in _USUAL for option in (*args, *kwargs.values())):
             raise NotInTable(f"{function.__name__} with options")
         data = x.data
         y = function(data)
-        return Node(y, ((x, lambda g: slope(g, data, y)),))
+        return Node(y, (x,), lambda g: (slope(g, data, y),))
 
     return run
+
+
+_USUAL = (False, True, 1.0, "none")
+"""Options that leave an activation as it is here: in place or not, elu's alpha, gelu without approximation."""
 
 
 def _softsign(x: Tensor) -> Tensor:
     return x / (1 + x.abs())
 
 
+_relu_slope = aten.threshold_backward.grad_input
+_tanh_slope = aten.tanh_backward.grad_input
+_sigmoid_slope = aten.sigmoid_backward.grad_input
+
 _ACTIVATIONS: list[tuple[tuple[Any, ...], Any, Callable[[Tensor, Tensor, Tensor], Tensor]]] = [
-    ((torch.relu, F.relu, Tensor.relu), torch.relu, lambda g, x, y: aten.threshold_backward(g, y, 0)),
-    ((torch.tanh, F.tanh, Tensor.tanh), torch.tanh, lambda g, x, y: aten.tanh_backward(g, y)),
-    ((torch.sigmoid, F.sigmoid, Tensor.sigmoid), torch.sigmoid, lambda g, x, y: aten.sigmoid_backward(g, y)),
+    ((torch.relu, F.relu, Tensor.relu), torch.relu, lambda g, x, y: _relu_slope(g, y, 0, grad_input=g)),
+    ((torch.tanh, F.tanh, Tensor.tanh), torch.tanh, lambda g, x, y: _tanh_slope(g, y, grad_input=g)),
+    (
+        (torch.sigmoid, F.sigmoid, Tensor.sigmoid),
+        torch.sigmoid,
+        lambda g, x, y: _sigmoid_slope(g, y, grad_input=g),
+    ),
     ((F.silu,), F.silu, lambda g, x, y: aten.silu_backward(g, x)),
     ((F.gelu,), F.gelu, lambda g, x, y: aten.gelu_backward(g, x)),
     ((F.elu,), F.elu, lambda g, x, y: aten.elu_backward(g, 1.0, 1.0, 1.0, False, x)),
@@ -178,16 +204,16 @@ def _sum_of(a: Any, b: Any, sign_a: int, sign_b: int) -> Node:
     rank = _rank(a, b)
     x, y = _raw(a, rank), _raw(b, rank)
     data = x + y if sign_a == sign_b else (x - y if sign_a > 0 else y - x)
-    parents: list[tuple[Node, Vjp]] = []
-    for value, sign in ((a, sign_a), (b, sign_b)):
-        if isinstance(value, Node):
-            shape = value.data.shape
-            parents.append((value, _sender(shape, sign)))
-    return Node(data, tuple(parents))
+    parents = [v for v in (a, b) if isinstance(v, Node)]
+    signs = [sign for v, sign in ((a, sign_a), (b, sign_b)) if isinstance(v, Node)]
 
+    def vjp(g: Tensor) -> list[Tensor]:
+        sent = [_sum_to(g if s > 0 else -g, p.data.shape) for s, p in zip(signs, parents, strict=True)]
+        if len(sent) == 2 and sent[1] is g:
+            sent[1] = g.clone()
+        return sent
 
-def _sender(shape: torch.Size, sign: int) -> Vjp:
-    return lambda g: _sum_to(g if sign > 0 else -g, shape)
+    return Node(data, parents, vjp)
 
 
 @_rule(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__)
@@ -209,19 +235,19 @@ def _rsub(a: Any, b: Any) -> Node:
 def _mul(a: Any, b: Any) -> Node:
     rank = _rank(a, b)
     x, y = _raw(a, rank), _raw(b, rank)
-    parents: list[tuple[Node, Vjp]] = []
-    if isinstance(a, Node):
-        parents.append((a, lambda g: _sum_to(g * y, a.data.shape)))
-    if isinstance(b, Node):
-        parents.append((b, lambda g: _sum_to(g * x, b.data.shape)))
-    return Node(x * y, tuple(parents))
+    factors = [(v, other) for v, other in ((a, y), (b, x)) if isinstance(v, Node)]
+    return Node(
+        x * y,
+        [v for v, _ in factors],
+        lambda g: [_sum_to(g * other, v.data.shape) for v, other in factors],
+    )
 
 
 @_rule(torch.div, Tensor.div, Tensor.__truediv__)
 def _div(a: Any, b: Any) -> Node:
     if not isinstance(b, (int, float)):
         raise NotInTable("division by a tensor")
-    return Node(a.data / b, ((a, lambda g: g / b),))
+    return Node(a.data / b, (a,), lambda g: (g / b,))
 
 
 @_rule(torch.pow, Tensor.pow, Tensor.__pow__)
@@ -229,30 +255,30 @@ def _pow(a: Any, b: Any) -> Node:
     if not isinstance(b, (int, float)) or b == 0 or _is_constant(a):
         raise NotInTable("a tensor, or 0, as exponent")
     x = a.data
-    return Node(x**b, ((a, lambda g: g * (b * x ** (b - 1))),))
+    return Node(x**b, (a,), lambda g: (g * (b * x ** (b - 1)),))
 
 
 @_rule(torch.sum, Tensor.sum)
 def _sum(x: Node) -> Node:
-    shape = x.data.shape
-    return Node(
-        x.data.reshape(shape[0], -1).sum(1),
-        ((x, lambda g: g.view(-1, *[1] * (len(shape) - 1)).expand(shape)),),
-    )
+    data = x.data.reshape(x.data.shape[0], -1).sum(1)
+    return Node(data, (x,), lambda g: (_spread(g, x.data.shape),))
 
 
 @_rule(torch.mean, Tensor.mean)
 def _mean(x: Node) -> Node:
-    shape, count = x.data.shape, x.data[0].numel()
-    return Node(
-        x.data.reshape(shape[0], -1).mean(1),
-        ((x, lambda g: (g / count).view(-1, *[1] * (len(shape) - 1)).expand(shape)),),
-    )
+    count = x.data[0].numel()
+    data = x.data.reshape(x.data.shape[0], -1).mean(1)
+    return Node(data, (x,), lambda g: (_spread(g / count, x.data.shape),))
+
+
+def _spread(g: Tensor, shape: torch.Size) -> Tensor:
+    """One number a member ``[N]`` at every place of ``[N, ...]``."""
+    return g.view(-1, *[1] * (len(shape) - 1)).expand(shape).clone()
 
 
 def _reshaped(x: Node, data: Tensor) -> Node:
     shape = x.data.shape
-    return Node(data, ((x, lambda g: g.reshape(shape)),))
+    return Node(data, (x,), lambda g: (g.reshape(shape),))
 
 
 @_rule(torch.flatten, Tensor.flatten)
@@ -265,6 +291,33 @@ def _flatten(x: Node, start_dim: int = 0, end_dim: int = -1) -> Node:
 def _reshape(x: Node, *shape: Any) -> Node:
     sizes = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
     return _reshaped(x, x.data.reshape(x.data.shape[0], *sizes))
+
+
+@_rule(F.batch_norm)
+def _batch_norm(
+    x: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Node:
+    given = (x, weight, bias)
+    on_tape = [k for k, v in enumerate(given) if isinstance(v, Node)]
+    values = (running_mean, running_var, weight, bias)
+    if not on_tape or any(v is not None and not isinstance(v, Stacked) for v in values):
+        raise NotInTable("batch norm of constants, or with shared statistics")
+    raw = [None if v is None else v.data for v in values]
+    inputs = x.data if isinstance(x, Stacked) else x.expand(given[on_tape[0]].data.shape[0], *x.shape)
+    data, vjp = kernels.batch_norm_with_vjp(inputs, *raw, training, momentum, eps)
+
+    def send(g: Tensor) -> list[Any]:
+        sent = vjp(g)
+        return [sent[k] for k in on_tape]
+
+    return Node(data, [given[k] for k in on_tape], send)
 
 
 @_rule(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
@@ -302,12 +355,12 @@ def _cross_entropy(
         if kept is not None:
             share = kept.to(z.dtype) / kept.sum(1, keepdim=True)
 
-    def vjp(g: Tensor) -> Tensor:
+    def vjp(g: Tensor) -> tuple[Tensor]:
         each = (g[:, None] * share)[:, None, :] if isinstance(share, Tensor) else (g * share).view(-1, 1, 1)
-        return kernels.cross_entropy_vjp(log_p, labels.unsqueeze(1), each).transpose(1, 2)
+        return (kernels.cross_entropy_vjp(log_p, labels.unsqueeze(1), each).transpose(1, 2),)
 
     losses = picked.mean(1) if isinstance(share, float) else (picked * share).sum(1)
-    return Node(losses.neg_(), ((input, vjp),))
+    return Node(losses.neg_(), (input,), vjp)
 
 
 @_rule(F.mse_loss)

@@ -17,6 +17,7 @@ from losslab.engine.backends import LoopBackend, Stand
 from losslab.engine.execution import Execution, choose
 from losslab.engine.hessian import BatchCurvature
 from losslab.engine.history import schedule
+from losslab.engine.memory import release_freed_memory
 from losslab.engine.plan import EarlyStopping
 from losslab.engine.points import Stack
 from losslab.engine.population import NEVER, Population
@@ -156,6 +157,7 @@ class Trainer:
             bar.update(p.step, float(loss.mean()), len(self.active))
         self._store()
         self._finish()
+        release_freed_memory()
         return p
 
     def step(self, watch: Callable[[Population], None] | None = None) -> Tensor:
