@@ -148,7 +148,7 @@ def _activation(function: Any, slope: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 _USUAL = (False, True, 1.0, "none")
-"""Options that leave an activation as it is here: in place or not, elu's alpha, gelu without approximation."""
+"""Options that change nothing here: in place or not, alpha of elu, gelu without approximation."""
 
 
 def _softsign(x: Tensor) -> Tensor:

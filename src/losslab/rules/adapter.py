@@ -21,7 +21,7 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     ``optimizer.state[p]`` holds ``step`` and the rule's slots under the names torch uses for the same
     quantities (``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``, ``momentum_buffer``, ``square_avg``, ``sum``,
-    ...). Hyperparameters stand in ``param_groups`` and may differ between groups or be changed by
+    ...); a rule without memory or schedule, such as plain SGD, keeps nothing. Hyperparameters stand in ``param_groups`` and may differ between groups or be changed by
     torch's learning-rate schedulers; one that the rule gives as a schedule is written there at every step.
 
     Unlike torch's optimizers this one never writes to ``p.grad``, and ``load_state_dict`` leaves the state
@@ -74,6 +74,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         names = self.rule.hyperparameters()
         self._scheduled = [n for n in names if callable(getattr(self.rule, n))]
         self._settable = [n for n in names if n not in self._scheduled]
+        self._timeless = not self._scheduled and not self.rule.slots()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Torch's, with the group's hyperparameters checked."""
@@ -99,6 +100,11 @@ class TorchOptimizer(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             rule, fast = self._rule_of(group)
+            if self._timeless:
+                params = [p for p in group["params"] if p.grad is not None]
+                if params:
+                    self._advance(rule, fast, params, [self._begin(p) for p in params], 0)
+                continue
             cohorts: dict[int, tuple[list[Tensor], list[dict[str, Any]]]] = {}
             for p in group["params"]:
                 if p.grad is not None:
@@ -129,7 +135,8 @@ class TorchOptimizer(torch.optim.Optimizer):
             raise LosslabError(
                 f"{self.rule.name} got a {kind} gradient, it wants dense real ones: use torch.optim"
             )
-        self.state[p]["step"] = torch.tensor(0.0)
+        if not self._timeless:
+            self.state[p]["step"] = torch.tensor(0.0)
         return self.state[p]
 
     def _advance(
@@ -149,7 +156,8 @@ class TorchOptimizer(torch.optim.Optimizer):
             fast.apply(params, grads, slots, rule.at(step), step + 1)
         else:
             _general(rule, params, grads, slots, step)
-        torch._foreach_add_([state["step"] for state in states], _ONE, alpha=1.0)  # a float is much slower
+        if not self._timeless:
+            torch._foreach_add_([state["step"] for state in states], _ONE, alpha=1.0)  # floats are much slower
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Torch's, but the state keeps the dtype it was saved in.
@@ -161,6 +169,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             LosslabError: The state is not this rule's.
         """
         wanted = {"step"} | {self.rule.torch_names.get(slot, slot) for slot in self.rule.slots()}
+        wanted -= {"step"} if self._timeless else set()
         for held in state_dict["state"].values():
             if not (set(held) == wanted or (self.rule.whole_vector and set(held) == {"step"})):
                 raise LosslabError(

@@ -129,8 +129,7 @@ class Stepper:
         unit = self._once(h, "unit", lambda: Coefficients({**vars(h), "lr": 1.0}))
         rates = self._once(h, "rates", lambda: [cast(h.lr, xi) for xi in x])
         self.direction(self.buffers, g, slots, unit, t)
-        for xi, direction, rate in zip(x, self.buffers, rates, strict=True):
-            xi.addcmul_(direction, rate)
+        torch._foreach_addcmul_(x, self.buffers, rates)
 
     def _sliced(self, x: list[Tensor], g: list[Tensor], slots: list[list[Tensor]], h: Any, t: int) -> None:
         identity = tuple(tensor.data_ptr() for tensors in (x, *slots) for tensor in tensors)
