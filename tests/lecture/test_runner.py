@@ -120,6 +120,17 @@ def test_a_judge_that_fails_leaves_the_evidence(tmp_path: Path, judge: Callable,
     assert set(records(tmp_path)["C8"]["tables"]) == {"values", "names"}
 
 
+@pytest.mark.parametrize("edge", [True, False])
+def test_a_rate_at_the_edge_of_its_grid_is_told(tmp_path: Path, edge: bool) -> None:
+    def experiment(lab: Lab) -> Tables:
+        tuning = pd.DataFrame({"arm": ["adam", "sgd"], "lr": [0.1, 0.2], "at_edge": [edge, False]})
+        return {"values": pd.DataFrame({"x": [2.0]}), "tuning": tuning}
+
+    run([toy("C8", experiment)], Lab(), tmp_path)
+    note = records(tmp_path)["C8"]["findings"][0]["note"]
+    assert note == ("a tuned rate lay at the edge of its grid: tuning (adam)" if edge else "")
+
+
 def test_a_table_that_parquet_cannot_hold_is_a_failure(tmp_path: Path) -> None:
     broken = toy("C8", lambda lab: {"t": pd.DataFrame({"x": [object()]})})
     (result,) = run([broken], Lab(), tmp_path)

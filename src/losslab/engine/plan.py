@@ -64,6 +64,10 @@ class Plan:
     evaluate_on: tuple[str, ...] = ()
     stop: EarlyStopping | None = None
 
+    def __post_init__(self) -> None:
+        if self.memory is not None and not self.memory > 0:
+            raise LosslabError(f"memory is {self.memory:g} bytes: pass a positive number, or None")
+
     def batches(self, examples: int, seeds: Sequence[int]) -> Batches:
         """The order of the data under this plan."""
         return Batches(

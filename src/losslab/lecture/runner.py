@@ -7,6 +7,7 @@ A verdict is always judged on tables as read back from parquet, so a resumed run
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -22,6 +23,8 @@ from losslab.errors import LosslabError
 from losslab.files import write_atomically
 from losslab.lecture import registry
 from losslab.lecture.claim import Claim, Lab, Result, Tables
+from losslab.lecture.tuning import at_edge
+from losslab.lecture.verdicts import join_notes
 from losslab.provenance import machine, version
 
 if TYPE_CHECKING:
@@ -168,6 +171,8 @@ def _judge(result: Result, contents: Mapping[str, bytes]) -> None:
     findings = result.claim.judge(tables)
     if not findings:
         raise LosslabError(f"{result.claim.id} gave no finding: its judge must return at least one")
+    if edges := at_edge(tables):
+        findings = [dataclasses.replace(findings[0], note=join_notes(findings[0].note, edges)), *findings[1:]]
     result.tables, result.findings = tables, findings
     result.verdict = result.claim.combine(findings)
 

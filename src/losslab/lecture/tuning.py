@@ -20,6 +20,8 @@ from losslab.errors import LosslabError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from losslab.lecture.claim import Tables
+
 Score = Callable[[list[float], list[int]], Tensor]
 """Rates and seeds, one a member -> score of each member ``[N]``, lower is better; NaN and inf lose."""
 
@@ -81,3 +83,18 @@ def tune(score: Score, grid: Sequence[float], seeds: Sequence[int], extend: int 
         new = [best / ratio**2, best / ratio] if best == order[0] else [best * ratio, best * ratio**2]
     table = pd.DataFrame({"lr": order, "score": [tried[lr] for lr in order]})
     return Tuning(best, best in (order[0], order[-1]), table)
+
+
+def at_edge(tables: Tables) -> str:
+    """What a reader must know of searches whose winner lay at the edge of its grid; empty where none did.
+
+    Reads every table with a column ``at_edge``, as `Tuning.at_edge` fills it.
+    """
+    found = []
+    for name, table in tables.items():
+        if "at_edge" in table and table["at_edge"].any():
+            rows = table[table["at_edge"].astype(bool)]
+            arms = [c for c in ("arm", "network", "target", "rule") if c in rows]
+            told = sorted({" ".join(map(str, row)) for row in rows[arms].itertuples(index=False)})
+            found.append(f"{name} ({', '.join(told)})" if any(told) else name)
+    return f"a tuned rate lay at the edge of its grid: {'; '.join(found)}" if found else ""

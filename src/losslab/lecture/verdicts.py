@@ -102,7 +102,7 @@ def bound(
     low, high = interval
     if np.isnan([estimate, low, high]).any():
         verdict = Verdict.UNDECIDED
-        note = _join(note, "the estimate is not a number")
+        note = join_notes(note, "the estimate is not a number")
     elif low >= least and high <= most:
         verdict = Verdict.HOLDS
     else:
@@ -176,7 +176,7 @@ def paired_family(
     }
     p_values = dict(zip(raw, holm(list(raw.values())), strict=True))
     if len(raw) > 1:
-        note = _join(note, f"p-values Holm-corrected over {len(raw)} comparisons")
+        note = join_notes(note, f"p-values Holm-corrected over {len(raw)} comparisons")
     return [
         _judge_pair(name, arm, delta, sign, p_values[name], note)
         if name in p_values
@@ -209,7 +209,7 @@ def _judge_pair(
         arm.size,
         test,
         threshold,
-        _join(note, f"one-sided p = {number(p)}"),
+        join_notes(note, f"one-sided p = {number(p)}"),
     )
 
 
@@ -227,7 +227,7 @@ def _unusable_pair(name: str, arm: NDArray[np.float64], delta: float, least: int
         arm.size,
         "median paired difference, Wilcoxon",
         f"p < {SIGNIFICANCE} and median {sign} {number(delta)} on at least {least} seeds",
-        _join(note, why),
+        join_notes(note, why),
     )
 
 
@@ -271,7 +271,7 @@ def law(
         (False, False): Verdict.FAILS,
     }[contained, close]
     if np.isnan([estimate, low, high]).any():
-        verdict, note = Verdict.UNDECIDED, _join(note, "the estimate is not a number")
+        verdict, note = Verdict.UNDECIDED, join_notes(note, "the estimate is not a number")
     return Finding(
         name,
         verdict,
@@ -288,5 +288,6 @@ def _few(n: int, needed: int, what: str) -> str:
     return f"{n} {what}, {needed} are needed" if n < needed else ""
 
 
-def _join(*parts: str) -> str:
+def join_notes(*parts: str) -> str:
+    """What a reader must know, in one line; empty parts are left out."""
     return "; ".join(part for part in parts if part)
