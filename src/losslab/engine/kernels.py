@@ -240,8 +240,9 @@ def _flat(*values: Tensor | None) -> list[Tensor | None]:
 
 
 def _keep_running(kept: tuple[Tensor | None, ...], moved: list[Tensor | None]) -> None:
+    """Copies advanced statistics back where flattening had to copy them."""
     for statistic, now in zip(kept, moved, strict=True):
-        if statistic is not None and now is not None and statistic.data_ptr() != now.data_ptr():
+        if statistic is not None and now is not None and not statistic.is_contiguous():
             statistic.copy_(now.view_as(statistic))
 
 
