@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from losslab.engine import Points
 from losslab.engine.backends import Stand
 from losslab.engine.randomness import member_keys, seeded
+from losslab.layers import BatchNorm, NoisyBatchNorm
 from losslab.tasks import Task, linear_net, mlp
 from losslab.tasks.models import ACTIVATIONS, LinearResidual, ResidualBlock
 from losslab.tasks.nest import map_nest
@@ -220,9 +221,32 @@ def shaped(m: Any, x: Tensor) -> Tensor:
     return torch.where(y > 0, y, 0.1 * y).view(x.size(0), -1)[..., :3] + m.t * y.amax(-1, keepdim=True)
 
 
+BATCH_NORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bare": {"affine": False, "momentum": 0.3},
+    "cumulative": {"momentum": None},
+    "frozen": {"statistics": "frozen"},
+    "ghost": {"ghost": 3},
+    "ghost-cumulative": {"ghost": 3, "momentum": None, "affine": False},
+    "detached": {"detach": True},
+}
+
+
+def normalised(how: str) -> list[tuple[str, tuple[int, ...], Callable[[], nn.Module]]]:
+    """A variant of batch norm on the inputs, behind a linear layer and behind a convolution."""
+
+    def norm(features: int) -> Callable[[], nn.Module]:
+        return lambda: BatchNorm(features, **BATCH_NORMS[how])
+
+    flat = sequence(norm(4), linear(4, 6), norm(6), nn.ReLU, linear(6, 3))
+    image = sequence(lambda: nn.Conv2d(2, 3, 3), norm(3), nn.ReLU, nn.Flatten, linear(12, 3))
+    return [("1d", (4,), flat), ("2d", (2, 4, 4), image)]
+
+
 _CE = by(F.cross_entropy)
 _EVERY = (TAPE, TABLE, VMAP, LOOP)
-_TAPED = ("relu", "tanh", "sigmoid", "softsign", "silu", "identity", "lecun_tanh")
+_TAPED_NORMS = [("1d", "plain"), ("1d", "bare"), ("1d", "frozen")]
+_TAPED = ("relu", "tanh", "sigmoid", "softsign", "silu", "identity", "lecun_tanh", "gelu", "elu")
 
 CASES: list[Case] = [
     *(
@@ -250,22 +274,33 @@ CASES: list[Case] = [
     Case("ce-sum", mlp(4, 6, 3), classified(4), by(F.cross_entropy, reduction="sum")),
     Case("smoothed", mlp(4, 6, 3), classified(4), by(F.cross_entropy, label_smoothing=0.1), (VMAP, LOOP)),
     Case("dict", mlp(4, 6, 3), described, weighted),
+    Case("branches", net(lambda m, x: torch.relu(F.linear(x, m.w) + m.b) + torch.tanh(F.linear(x, m.w) + m.b),
+                         w=parameter(3, 4), b=parameter(3)), classified(4), _CE, _EVERY),
     Case("weights-only", net(lambda m, x: x, w=parameter(2)), nothing, of_weights),
     # normalisation and randomness
-    Case("bn1d", mlp(4, 6, 3, batch_norm=True), classified(4), _CE),
-    Case("bn-first", sequence(lambda: nn.BatchNorm1d(4), linear(4, 3)), classified(4), _CE),
+    Case("bn1d", mlp(4, 6, 3, batch_norm=True), classified(4), _CE, _EVERY),
+    Case("bn-first", sequence(lambda: nn.BatchNorm1d(4), linear(4, 3)), classified(4), _CE, _EVERY),
     Case("bn-momentum", sequence(linear(4, 6), lambda: nn.BatchNorm1d(6, momentum=0.3, affine=False),
-                                 linear(6, 3)), classified(4), _CE),
+                                 linear(6, 3)), classified(4), _CE, _EVERY),
     Case("bn-untracked", sequence(linear(4, 6), lambda: nn.BatchNorm1d(6, track_running_stats=False),
-                                  linear(6, 3)), classified(4), _CE),
+                                  linear(6, 3)), classified(4), _CE, _EVERY),
     Case("bn-cumulative", sequence(linear(4, 6), lambda: nn.BatchNorm1d(6, momentum=None), linear(6, 3)),
          classified(4), _CE, (LOOP,)),
+    *(Case(f"our-bn{kind}-{how}", network, classified(*shape), _CE,
+           _EVERY if kind == "1d" and how in ("plain", "bare", "frozen") else (TABLE, VMAP, LOOP))
+      for how in BATCH_NORMS for kind, shape, network in normalised(how)),
+    Case("noisy-bn", sequence(linear(4, 6), lambda: NoisyBatchNorm(6), linear(6, 3)), classified(4), _CE,
+         _EVERY, draws=True),
+    Case("noisy-bn-first", sequence(lambda: NoisyBatchNorm(4), linear(4, 3)), classified(4), _CE, _EVERY,
+         draws=True),
+    Case("noisy-bn2d", sequence(lambda: nn.Conv2d(2, 3, 3), lambda: NoisyBatchNorm(3, ghost=3), nn.Flatten,
+                                linear(12, 3)), classified(2, 4, 4), _CE, draws=True),
     Case("ln", sequence(linear(4, 6), lambda: nn.LayerNorm(6), nn.ReLU, linear(6, 3)), classified(4), _CE),
     Case("ln-first", sequence(lambda: nn.LayerNorm(4), linear(4, 3)), classified(4), _CE),
     Case("group-norm", sequence(linear(4, 6), lambda: nn.GroupNorm(2, 6), linear(6, 3)), classified(4), _CE,
          (VMAP, LOOP)),
     Case("dropout", mlp(4, 9, 3, dropout=0.4), classified(4), _CE, _EVERY, draws=True),
-    Case("dropout-bn", mlp(4, 9, 3, dropout=0.4, batch_norm=True), classified(4), _CE, draws=True),
+    Case("dropout-bn", mlp(4, 9, 3, dropout=0.4, batch_norm=True), classified(4), _CE, _EVERY, draws=True),
     Case("dropout2d", sequence(lambda: nn.Conv2d(2, 6, 3), lambda: nn.Dropout2d(0.5), nn.Flatten,
                                linear(24, 3)), classified(2, 4, 4), _CE, draws=True),
     Case("noise", net(lambda m, x: m.b(m.a(x) + torch.randn_like(m.a(x)) * torch.rand_like(x[:, :1])),
