@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from losslab.engine.batches import Batches
 from losslab.engine.execution import Execution, ExecutionNotice, choose
+from losslab.engine.objective import Objective
 from losslab.engine.plan import EarlyStopping, Plan, cross
 from losslab.engine.points import Points
 from losslab.engine.population import Population
@@ -20,6 +21,7 @@ __all__ = [
     "EarlyStopping",
     "Execution",
     "ExecutionNotice",
+    "Objective",
     "Plan",
     "Points",
     "Population",

@@ -204,17 +204,17 @@ def batch_norm_with_vjp(
     The value lies in memory as ``[B, N, C]``, and so do the gradients that come back.
     """
     flat = _many_channels(x)
-    running, affine = _flat(mean, var), _flat(weight, bias)
+    running, (gamma, beta) = _flat(mean, var), _flat(weight, bias)
     if training:
         _check_values_per_channel(flat)
-    y, *saved = torch.native_batch_norm(flat, *affine, *running, training, momentum, eps)
+    y, *saved = torch.native_batch_norm(flat, gamma, beta, running[0], running[1], training, momentum, eps)
     if training:
         _keep_running((mean, var), running)
     wanted = [True, weight is not None, bias is not None]
 
     def vjp(g: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         sent = torch.ops.aten.native_batch_norm_backward(
-            _many_channels(g), flat, affine[0], *running, *saved, training, eps, wanted
+            _many_channels(g), flat, gamma, *running, *saved, training, eps, wanted
         )
         gx, *of_affine = sent
         scale, shift = (

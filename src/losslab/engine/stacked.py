@@ -16,6 +16,8 @@ from torch import Tensor
 OPERATIONS: dict[Any, Callable[..., Any]] = {}
 """Torch function or tensor method -> its implementation for arguments of which some are `Stacked`."""
 
+_ACTIVATIONS = frozenset({"relu", "relu_", "sigmoid", "sigmoid_", "tanh"})
+
 
 class NotInTable(Exception):
     """An operation that the table does not know for these arguments."""
@@ -48,6 +50,8 @@ class Stacked:
         operation = OPERATIONS.get(method)
         if operation is None:
             raise NotInTable(f"Tensor.{name}")
+        if name in _ACTIVATIONS and torch._C._is_torch_function_mode_enabled():
+            operation = getattr(torch, name)  # so that a mode sees it, as it sees a tensor's method
         return lambda *args, **kwargs: operation(self, *args, **kwargs)
 
     @property

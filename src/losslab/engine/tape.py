@@ -309,9 +309,9 @@ def _batch_norm(
     values = (running_mean, running_var, weight, bias)
     if not on_tape or any(v is not None and not isinstance(v, Stacked) for v in values):
         raise NotInTable("batch norm of constants, or with shared statistics")
-    raw = [None if v is None else v.data for v in values]
+    mean, var, scale, shift = (None if v is None else v.data for v in values)
     inputs = x.data if isinstance(x, Stacked) else x.expand(given[on_tape[0]].data.shape[0], *x.shape)
-    data, vjp = kernels.batch_norm_with_vjp(inputs, *raw, training, momentum, eps)
+    data, vjp = kernels.batch_norm_with_vjp(inputs, mean, var, scale, shift, training, momentum, eps)
 
     def send(g: Tensor) -> list[Any]:
         sent = vjp(g)

@@ -212,8 +212,8 @@ C58 = Claim(
         "depth/n, so it is asked to agree within 3 % at width 1000, not to be indistinguishable.",
         "On digits every example starts with its own mean square, and the prediction is the average over "
         "examples; correlated examples share the fluctuations of one draw.",
-        "Settled after a first run: agreement with the recursion means that the whole 95 % interval lies within "
-        "the tolerance, each layer's interval on its own.",
+        "Settled after a first run: agreement with the recursion means that the whole 95 % interval lies "
+        "within the tolerance, each layer's interval on its own.",
     ),
     errata=("E31",),
 )
