@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from losslab import LosslabError, TorchRule
+from losslab.engine.gradients import Factored, Gradients
 from losslab.engine.updating import Updater, as_rule, updater
 from losslab.rules import GD, SGD, AdaGrad, Adam, AMSGrad, Momentum, Nesterov, RMSProp, Rule
 
@@ -52,6 +53,24 @@ def test_the_kernel_is_the_equation(rule: Rule, dtype: torch.dtype, size: int) -
     for name, wanted in theirs.items():
         torch.testing.assert_close(ours[name].double(), wanted, rtol=NEAR[dtype], atol=NEAR[dtype])
         assert ours[name].dtype == dtype
+
+
+@pytest.mark.parametrize("rule", FUSED, ids=lambda r: r.name)
+def test_a_gradient_in_factors_is_the_gradient_written_out(rule: Rule) -> None:
+    weights, _ = draws(torch.float64, 12_000)
+    draw = torch.Generator().manual_seed(1)
+    factors = [torch.randn(MEMBERS, 4, width, generator=draw, dtype=torch.float64) for width in (12_000, 3)]
+    small = {n: weights[n] ** 2 - 0.5 for n in ("bias", "scale")}
+    found = []
+    for large in (Factored(*factors), Factored(*factors).tensor()):
+        way, ours = Updater(rule), {n: w.clone() for n, w in weights.items()}
+        state = way.init(ours)
+        for step in range(STEPS):
+            grads = Gradients({"weight": large, **small})
+            ours, state = way.apply(grads, state, ours, step)  # type: ignore[assignment]
+        found.append(ours)
+    for name in weights:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-12, atol=1e-12)
 
 
 def test_gradients_need_not_lie_in_one_piece() -> None:

@@ -93,6 +93,34 @@ def test_reference_puts_line_and_label_at_the_value(axis: str, log: bool, at: fl
     assert drawn.layout.annotations[0][axis] == at
 
 
+def test_ridgelines_stand_on_their_level_in_their_panel() -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        pd.DataFrame(
+            {"value": rng.normal(epoch if arm == "b" else 0.0, 1.0, 400), "epoch": epoch, "arm": arm}
+        )
+        for arm in ("a", "b")
+        for epoch in (1, 5)
+    ]
+    table = pd.concat([*rows, pd.DataFrame({"value": [np.inf], "epoch": 1, "arm": "a"})])
+    drawn = figures.ridgelines("drift", table, "value", "epoch", "arm", "input", "epoch")
+    ridges = {trace.name: trace for trace in drawn.data}
+    assert list(ridges) == ["a, 5", "a, 1", "b, 5", "b, 1"]  # the lower ridge is drawn last, in front
+    assert {name: trace.xaxis for name, trace in ridges.items()} == {
+        "a, 5": "x", "a, 1": "x", "b, 5": "x2", "b, 1": "x2"
+    }  # fmt: skip
+    assert drawn.layout.xaxis.domain[1] < drawn.layout.xaxis2.domain[0]
+    assert list(drawn.layout.yaxis.ticktext) == ["1", "5"]
+    for name, peak in (("a, 1", 0.0), ("a, 5", 0.0), ("b, 1", 1.0), ("b, 5", 5.0)):
+        trace = ridges[name]
+        level = 0 if name.endswith("1") else 1
+        assert trace.y.min() == level
+        assert trace.x[np.argmax(trace.y)] == pytest.approx(peak, abs=0.4)
+        half = trace.x.size // 2
+        area = np.trapezoid(trace.y[:half] - level, trace.x[:half])
+        assert area / (trace.y.max() - level) == pytest.approx(np.sqrt(2 * np.pi), rel=0.2)  # of a normal
+
+
 def test_bars_stand_side_by_side() -> None:
     drawn = figures.figure("share", "rule", "share")
     figures.bars(drawn, ["a", "b"], [1, 2], name="first")

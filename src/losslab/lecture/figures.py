@@ -182,6 +182,27 @@ def reference(figure: Figure, value: float, label: str, axis: str = "y") -> None
     )
 
 
+def spread(
+    table: pd.DataFrame, by: Sequence[str], value: str, low: float = 0.1, high: float = 0.9
+) -> pd.DataFrame:
+    """Median and two quantiles of a column in each group: columns ``middle``, ``low`` and ``high``."""
+    groups = table.groupby(list(by), sort=False)[value]
+    ends = {"low": groups.quantile(low), "middle": groups.median(), "high": groups.quantile(high)}
+    return groups.first().to_frame().drop(columns=value).assign(**ends).reset_index()
+
+
+def predicted(figure: Figure, *curves: tuple[ArrayLike, ArrayLike], name: str) -> None:
+    """Add grey dashed lines, under one legend entry, each given as (x, y)."""
+    gap = [np.nan]
+    figure.add_scatter(
+        x=np.concatenate([np.r_[np.asarray(x, dtype=np.float64), gap] for x, _ in curves]),
+        y=np.concatenate([np.r_[np.asarray(y, dtype=np.float64), gap] for _, y in curves]),
+        mode="lines",
+        name=name,
+        line={"color": NEUTRAL, "dash": "dash", "width": 1.5},
+    )
+
+
 def contours_with_paths(
     title: str,
     x: ArrayLike,
@@ -230,6 +251,60 @@ def contours_with_paths(
     drawn.update_xaxes(range=[across.min(), across.max()], showgrid=False)
     drawn.update_yaxes(range=[up.min(), up.max()], showgrid=False)
     return drawn.update_layout(height=460)
+
+
+def ridgelines(
+    title: str, table: pd.DataFrame, value: str, level: str, by: str, x_title: str, y_title: str
+) -> Figure:
+    """Densities one above the other, one for each level, in a panel for each value of the column ``by``.
+
+    The densities are Gaussian kernel estimates with Scott's width, scaled alike within a panel; the view holds
+    98 % of all values. The lowest ridge is the first level in the table's order.
+
+    Args:
+        title: A few words.
+        table: One row a sample; samples that are not finite are left out.
+        value: The column of samples.
+        level: The column that says which ridge.
+        by: The column that says which panel.
+        x_title: What the samples are.
+        y_title: What the levels are.
+    """
+    drawn = figure(title, x_title, y_title)
+    table = table[np.isfinite(table[value])]
+    low, high = np.percentile(table[value], [1, 99])
+    grid = np.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), 121)
+    levels, panels = list(dict.fromkeys(table[level])), list(table.groupby(by, sort=False))
+    for index, (name, panel) in enumerate(panels):
+        start, width = index / len(panels), 1 / len(panels) - 0.02
+        axis = {"domain": [start, start + width], "title": {"text": x_title}, "range": [grid[0], grid[-1]]}
+        drawn.update_layout({f"xaxis{index + 1 if index else ''}": axis | {"zeroline": False}})
+        heights = {at: _density(ridge[value].to_numpy(), grid) for at, ridge in panel.groupby(level)}
+        top = max(height.max() for height in heights.values())
+        for place, at in reversed(list(enumerate(levels))):  # the lower ones stand before the higher
+            if at in heights:
+                drawn.add_scatter(
+                    x=np.r_[grid, grid[::-1]],
+                    y=np.r_[place + 1.6 * heights[at] / top, np.full(grid.size, place)],
+                    xaxis=f"x{index + 1 if index else ''}",
+                    fill="toself",
+                    fillcolor=colour(index, 0.45),
+                    line={"color": colour(index), "width": 1},
+                    mode="lines",
+                    name=f"{name}, {at:g}",
+                    showlegend=False,
+                    hoverinfo="name",
+                )
+        centre = {"x": start + width / 2, "y": 1, "xref": "paper", "yref": "paper", "yanchor": "bottom"}
+        drawn.add_annotation(text=str(name), showarrow=False, font={"color": colour(index), "size": 11}, **centre)
+    drawn.update_yaxes(tickvals=list(range(len(levels))), ticktext=[f"{at:g}" for at in levels])
+    return drawn.update_layout(height=460, margin={"t": 32})
+
+
+def _density(samples: NDArray[np.float64], grid: NDArray[np.float64]) -> NDArray[np.float64]:
+    width = max(float(samples.std()) * samples.size**-0.2, float(grid[1] - grid[0]) / 2)
+    apart = (grid[:, None] - samples[None]) / width
+    return np.exp(-(apart**2) / 2).sum(1) / (samples.size * width * np.sqrt(2 * np.pi))
 
 
 def thin(figure: Figure, limit: int = POINTS) -> Figure:

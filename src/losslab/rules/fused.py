@@ -110,7 +110,7 @@ class Stepper:
         large = [True] * len(x)
         if varying <= {"lr", "weight_decay"}:
             large = [w[0].numel() >= SLICED_FROM for w in x]
-        for way, chosen in ((self._sliced, True), (self._buffered, False)):
+        for way, chosen in ((self._sliced, True), (self._buffered if varying else self.kernel, False)):
             if all(big is chosen for big in large):
                 way(x, g, slots, h, t)
             elif chosen in large:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables
-from losslab.lecture.figures import figure, lines, reference
+from losslab.lecture.figures import figure, lines, predicted, reference, spread
 from losslab.lecture.numbers import number
-from losslab.lecture.section_6_2.drawing import predicted, spread
 from losslab.lecture.section_6_2.noise_floor import RATES, excess_under_noise
 from losslab.lecture.section_6_2.race import ARMS, DECAY, TARGETS, Arm, Problem, directions, race
 from losslab.lecture.statistics import bootstrap_interval, fit_power_law

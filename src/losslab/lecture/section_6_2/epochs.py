@@ -11,8 +11,8 @@ from torch import Tensor
 from losslab.engine import Points, Population
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables, decided_by
 from losslab.lecture.figures import bars, figure
-from losslab.lecture.section_6_2.training import trained
 from losslab.lecture.statistics import bootstrap_interval
+from losslab.lecture.training import trained
 from losslab.lecture.verdicts import identity, law
 from losslab.rules import SGD
 from losslab.tasks import Data, Task, linear_net

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from losslab.engine import Batches, Points, Population
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables, all_but
-from losslab.lecture.figures import figure, lines, reference
-from losslab.lecture.section_6_2.drawing import predicted, spread
+from losslab.lecture.figures import figure, lines, predicted, reference, spread
 from losslab.lecture.section_6_2.samples import batch_gradient, sample_gradients
-from losslab.lecture.section_6_2.training import trained
 from losslab.lecture.statistics import bootstrap_interval, fit_power_law, max_relative_error
+from losslab.lecture.training import trained
 from losslab.lecture.verdicts import bound, identity, law
 from losslab.rules import SGD
 from losslab.tasks import Task, digits_task, logistic_regression, mlp

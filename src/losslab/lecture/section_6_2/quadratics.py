@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables, decided_by
-from losslab.lecture.figures import figure, lines
-from losslab.lecture.section_6_2.drawing import predicted
+from losslab.lecture.figures import figure, lines, predicted
 from losslab.lecture.section_6_2.motion import (
     escaped,
     first_passage,

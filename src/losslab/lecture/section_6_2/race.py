@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from losslab.engine import Points, Population
 from losslab.lecture.section_6_2.samples import batch_gradient, sample_gradients
-from losslab.lecture.section_6_2.training import trained
+from losslab.lecture.training import arrival, trained
 from losslab.lecture.tuning import rates, tune
 from losslab.rules import GD, SGD
 from losslab.tasks import Batch, Data, Task, logistic_regression, supervised
@@ -140,8 +140,7 @@ def descend(
 
 def reach(rows: pd.DataFrame, target: float) -> pd.Series:
     """The first evaluated step of each member with an excess at most ``target``; infinite for never."""
-    first = rows[rows.excess <= target].groupby("member").step.min()
-    return first.reindex(range(int(rows.member.max()) + 1)).astype(float).fillna(math.inf)
+    return arrival(rows, "excess", target)
 
 
 def tuned_rates(problem: Problem, arm: Arm, targets: Sequence[float]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from losslab.engine import Points
 from losslab.engine.points import Stack
-from losslab.lecture.section_6_2.training import trained
+from losslab.lecture.training import trained
 from losslab.rules import GD, SGD
 from losslab.tasks import Task, digits_task, half_mse, linear_net, mlp, supervised
 

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables
-from losslab.lecture.figures import contours_with_paths, figure, lines, reference
+from losslab.lecture.figures import contours_with_paths, figure, lines, predicted, reference, spread
 from losslab.lecture.numbers import number
-from losslab.lecture.section_6_2.drawing import predicted, spread
 from losslab.lecture.section_6_2.motion import mean_escape
 from losslab.lecture.section_6_2.saddle_functions import (
     NOISES,
