@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import adapters, lecture, populations, startup
+from benchmarks import adapters, lecture, normalisation, populations, startup
 from benchmarks.measure import Row
 
-SUITES = ("populations", "adapters", "startup", "lecture")
+SUITES = ("populations", "normalisation", "adapters", "startup", "lecture")
 
 
 def main() -> None:
@@ -29,6 +29,7 @@ def main() -> None:
         parser.error(f"no suite is named {', '.join(sorted(wrong))}: choose of {', '.join(SUITES)}")
     suites = {
         "populations": lambda: populations.rows(options.data),
+        "normalisation": lambda: normalisation.rows(options.data),
         "adapters": adapters.rows,
         "startup": startup.rows,
         "lecture": lecture.rows,

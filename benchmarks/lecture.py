@@ -10,10 +10,17 @@ from pathlib import Path
 
 from benchmarks.measure import Row, child
 
-RUN = "import sys; from losslab.cli import main; main(['lecture', '--out', sys.argv[1]])"
+RUN = "import sys; from losslab.cli import main; main(['lecture', '--out', sys.argv[1], '--section', *sys.argv[2:]])"
+BARS = {("6.2", "6.3"): 120, ("6.4", "6.5"): 180}
+"""Sections, and the seconds that their claims may take."""
 
 
 def rows() -> list[Row]:
+    """Each group of sections in a process of its own."""
+    return [row for sections, bar in BARS.items() for row in measure(sections, bar)]
+
+
+def measure(sections: tuple[str, ...], bar: float) -> list[Row]:
     """One quick run in a fresh process, watched from outside."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "report"
@@ -29,7 +36,7 @@ def rows() -> list[Row]:
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        seconds, peak = child(RUN, str(out))
+        seconds, peak = child(RUN, str(out), *sections)
         stop.set()
         watcher.join()
         records = json.loads((out / "claims.json").read_text())["claims"]
@@ -37,10 +44,10 @@ def rows() -> list[Row]:
     failed = sum(r["status"] != "done" for r in records)
     found = [
         Row(
-            f"losslab lecture, quick: {len(records)} claims, {failed} failed",
+            f"losslab lecture, quick, {' and '.join(sections)}: {len(records)} claims, {failed} failed",
             f"{seconds:.0f} s",
-            "<= 120 s",
-            seconds <= 120,
+            f"<= {bar:g} s",
+            seconds <= bar and not failed,
         ),
         Row("  first verdict readable", f"{first[0]:.1f} s", "<= 30 s", first[0] <= 30),
         Row("  peak memory", f"{peak / 1024:.2f} GiB", "<= 2 GiB", peak <= 2048),

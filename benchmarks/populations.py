@@ -16,6 +16,7 @@ from losslab.engine.trainer import Trainer
 from losslab.engine.training import born
 from losslab.rules import Adam
 from losslab.tasks import mlp
+from losslab.tasks.models import Factory
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Case:
     ratio: float
     steps: int
     mnist: bool = False
+    batch_norm: bool = False
+
+    def network(self) -> Factory:
+        """The network of a member."""
+        return mlp(*self.widths, batch_norm=self.batch_norm)
 
 
 CASES = (
@@ -46,12 +52,12 @@ def rates(members: int) -> list[float]:
 def task_of(case: Case, folder: str | None) -> losslab.Task:
     """The task; MNIST comes from the folder, or is replaced by noise of its shape where there is none."""
     if not case.mnist:
-        return losslab.tasks.digits_task(mlp(*case.widths))
+        return losslab.tasks.digits_task(case.network())
     if folder is not None:
-        return losslab.tasks.mnist_task(mlp(*case.widths), folder=folder)
+        return losslab.tasks.mnist_task(case.network(), folder=folder)
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(60000, 784, generator=draw)
-    return losslab.supervised(mlp(*case.widths), (x, torch.randint(0, 10, (60000,), generator=draw)))
+    return losslab.supervised(case.network(), (x, torch.randint(0, 10, (60000,), generator=draw)))
 
 
 def trainer_of(case: Case, task: losslab.Task, dtype: torch.dtype = torch.float32) -> Trainer:
@@ -100,6 +106,8 @@ class TorchLoop:
 
 def jax_runner(case: Case, trainer: Trainer) -> Callable[[], object] | None:
     """``case.steps`` steps of JAX and optax on the same weights, rates and batches; None without JAX."""
+    if case.batch_norm:
+        return None
     try:
         import jax
         import jax.numpy as jnp

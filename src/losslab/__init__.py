@@ -13,8 +13,8 @@ Example:
 
 from __future__ import annotations
 
-from losslab import engine, rules, tasks
-from losslab.engine import EarlyStopping, Points, Population, TorchRule, cross, train
+from losslab import engine, rules, signals, tasks
+from losslab.engine import EarlyStopping, Objective, Points, Population, TorchRule, cross, train
 from losslab.errors import LosslabError
 from losslab.tasks import Data, Task, supervised
 
@@ -24,6 +24,7 @@ __all__ = [
     "Data",
     "EarlyStopping",
     "LosslabError",
+    "Objective",
     "Points",
     "Population",
     "Task",
@@ -32,6 +33,7 @@ __all__ = [
     "cross",
     "engine",
     "rules",
+    "signals",
     "supervised",
     "tasks",
     "train",

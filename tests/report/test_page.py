@@ -21,7 +21,7 @@ from losslab.lecture.errata import ERRATA
 from losslab.lecture.runner import run
 from losslab.lecture.verdicts import bound
 from losslab.report import publisher, write_report
-from losslab.report.page import typeset
+from losslab.report.parts import typeset
 
 VALUES = {"C8": 2.0, "C9": 0.5, "C10": float("nan")}
 

@@ -23,6 +23,9 @@ from losslab.tasks import (
     logistic_regression,
     mlp,
     resnet20,
+    vgg,
+    vgg11,
+    vgg13,
 )
 from losslab.tasks.models import ResidualBlock
 
@@ -51,6 +54,11 @@ CASES = [
     (resnet20(), IMAGE, 10, 269_722, 268_336),
     (resnet20(batch_norm=False), IMAGE, 10, 269_034, 268_336),
     (resnet20(channels=1, classes=5), (1, 28, 28), 5, None, 268_336 - 288 - 320),
+    (vgg(2, 2, 2, width=8, channels=1, size=8), (1, 8, 8), 10, 18_370, 18_248),
+    (vgg(1, 3, width=4, size=8, classes=3, batch_norm=True), (3, 8, 8), 3, None, 108 + 288 + 2 * 576 + 96),
+    (vgg11(), IMAGE, 10, 9_225_610, 9_222_848),
+    (vgg11(batch_norm=True), IMAGE, 10, 9_222_848 + 2 * 2752 + 10, 9_222_848),
+    (vgg13(), IMAGE, 10, 9_410_122, 9_407_168),
 ]
 
 
@@ -65,7 +73,11 @@ def test_shapes_and_counts(
     assert parameters is None or sum(n for _, n in counts) == parameters
 
 
-@pytest.mark.parametrize("factory", [case[0] for case in CASES if "conv" not in repr(case[0])], ids=repr)
+@pytest.mark.parametrize(
+    "factory",
+    [case[0] for case in CASES if not repr(case[0]).startswith(("conv", "vgg(1, 1", "vgg(2, 2, 2, 2"))],
+    ids=repr,
+)
 def test_each_model_runs_stacked(factory: Factory) -> None:
     shape = next(case[1] for case in CASES if case[0] is factory)
     models = [factory() for _ in range(2)]
@@ -152,6 +164,18 @@ def test_the_residual_shortcut_subsamples_and_pads() -> None:
     assert torch.equal(y[:, 2:], torch.zeros(1, 2, 2, 2))
 
 
+def test_vgg_halves_after_each_stage_and_doubles_up_to_eight_times() -> None:
+    layers = vgg(1, 2, 1, 1, 1, width=2, size=32)()
+    seen, x = [], torch.randn(2, 3, 32, 32)
+    for layer in layers:
+        x = layer(x)
+        seen += [tuple(x.shape[1:])] if isinstance(layer, nn.MaxPool2d) else []
+    assert seen == [(2, 16, 16), (4, 8, 8), (8, 4, 4), (16, 2, 2), (16, 1, 1)]
+    kinds = [type(layer).__name__ for layer in vgg(1, width=2, size=2, batch_norm=True)()]
+    assert kinds == ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d", "Flatten", "Linear"]
+    assert vgg(1, width=2, size=2, batch_norm=True)()[0].bias is None
+
+
 def test_factories_print_compare_and_draw_fresh_weights() -> None:
     factory = mlp(3, 4, 2, activation="tanh")
     assert repr(factory) == "mlp(3, 4, 2, activation='tanh', bias=True, batch_norm=False, dropout=0.0)"
@@ -180,6 +204,9 @@ def test_factories_print_compare_and_draw_fresh_weights() -> None:
         (lambda: conv6(size=12), "conv6 halves the image 3 times, size is 12: pass a multiple of 8"),
         (lambda: conv2(classes=0), "conv2 got the sizes"),
         (lambda: resnet20(classes=0), "resnet20 got the sizes"),
+        (lambda: vgg(), "vgg got the sizes"),
+        (lambda: vgg(2, 0), "vgg got the sizes"),
+        (lambda: vgg(1, 1, 1, size=12), "vgg halves the image 3 times, size is 12: pass a multiple of 8"),
     ],
 )
 def test_bad_arguments(make: object, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``losslab lecture``, ``losslab train``, ``losslab rules``.
+"""The command line: ``losslab lecture``, ``losslab train``, ``losslab signals``, ``losslab rules``.
 
 Thin: it parses, calls the library and prints. A mistake of the user's is one sentence on standard error and
 exit code 2.

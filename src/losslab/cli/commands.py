@@ -93,6 +93,82 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Signals:
+    """Look at what flows through a task's networks, forward and backward, and at what needs attention."""
+
+    task: Annotated[str, tyro.conf.Positional]
+    """FILE.py:NAME of a Task (or of a function that returns one), or digits, mnist, cifar10, ..."""
+    steps: int = 0
+    """Updates before the look; 0 looks at the networks as they start."""
+    rule: str = "sgd"
+    """Update rule; `losslab rules` lists them."""
+    lr: float | None = None
+    """Learning rate; the rule's own by default."""
+    batch_size: int | None = None
+    """Examples a batch of training."""
+    seeds: int = 1
+    """Networks, with seeds 0, 1, ..."""
+    init: str | None = None
+    """Initial weights: lecun, xavier, xavier_uniform, he, standard or orthogonal (:GAIN), gaussian:STD."""
+    examples: int = 256
+    """Training examples looked at."""
+    layers: tuple[str, ...] = ()
+    """Only these layers."""
+    eval_mode: bool = False
+    """Look in evaluation mode (running statistics, no dropout)."""
+    dtype: str = "float32"
+    """float32, float64 or bfloat16."""
+    data: Path | None = None
+    """Folder with mnist/ and cifar10/."""
+    out: Path | None = None
+    """A page to write: figures, sentences, the table."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        from losslab.cli.signals import signals
+
+        signals(self)
+
+
+@dataclass(frozen=True)
+class Smoothness:
+    """Probe the loss along its gradient while a task trains: how far the slope can be trusted."""
+
+    task: Annotated[str, tyro.conf.Positional]
+    """FILE.py:NAME of a Task (or of a function that returns one), or digits, mnist, cifar10, ..."""
+    compare: Literal["none", "batchnorm"] = "none"
+    """batchnorm probes a second network beside it: with batch norm, or without where the task's has it."""
+    steps: int = 200
+    """Updates."""
+    every: int = 20
+    """Updates between two probes; the first is before training."""
+    rule: str = "sgd"
+    """Update rule; `losslab rules` lists them."""
+    lr: float | None = None
+    """Learning rate of every network; the rule's own by default."""
+    batch_size: int | None = None
+    """Examples a batch of training."""
+    seeds: int = 3
+    """Networks, with seeds 0, 1, ..."""
+    examples: int = 128
+    """Training examples of a probe, the same for all."""
+    raw: float = 0.4
+    """Longest raw step, in units of the gradient."""
+    relative: float = 0.02
+    """Longest relative step, in units of the weights' length."""
+    data: Path | None = None
+    """Folder with mnist/ and cifar10/."""
+    out: Path | None = None
+    """A page to write: figures, sentences, the table."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        from losslab.cli.smoothness import smoothness
+
+        smoothness(self)
+
+
+@dataclass(frozen=True)
 class Rules:
     """List the update rules, or show one rule's page."""
 
@@ -109,13 +185,15 @@ class Rules:
 Command = (
     Annotated[Lecture, tyro.conf.subcommand("lecture")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Signals, tyro.conf.subcommand("signals")]
+    | Annotated[Smoothness, tyro.conf.subcommand("smoothness")]
     | Annotated[Rules, tyro.conf.subcommand("rules")]
 )
 
 
 def parse(arguments: Sequence[str]) -> None:
     """Parses a command line and runs its command."""
-    command: Lecture | Train | Rules = tyro.cli(
+    command: Lecture | Train | Signals | Smoothness | Rules = tyro.cli(
         Command,
         prog="losslab",
         description="A laboratory for the optimization of neural networks.",

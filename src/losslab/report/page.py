@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from markupsafe import Markup, escape
-
 from losslab.files import write_atomically
-from losslab.lecture import numbers
-from losslab.lecture.claim import Claim, Drawing, Result, Verdict
+from losslab.lecture.claim import Claim, Result, Verdict
 from losslab.lecture.errata import ERRATA
-from losslab.lecture.figures import template, thin
 from losslab.lecture.registry import natural
 from losslab.lecture.runner import REPORT
+from losslab.report.parts import embed, environment, shell
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-HERE = Path(__file__).parent
 
 Fragments = MutableMapping[tuple[str, str, float], str]
 """Rendered sections, by the claim's id, status and seconds."""
@@ -80,10 +73,7 @@ def write_report(
             sections=[fragments[_key(row)] for row in rows if isinstance(row, Result)],
             counts=_counts(rows),
             provenance=_provenance(results),
-            templates=_script_json({"light": template(), "dark": template(dark=True)}),
-            css=(HERE / "report.css").read_text("utf-8"),
-            js=(HERE / "report.js").read_text("utf-8"),
-            plotly=_plotly(),
+            **shell(),
         )
     )
     write_atomically(path, page.encode())
@@ -110,23 +100,6 @@ def badge(row: Result | Claim) -> Badge:
     if isinstance(row, Claim):
         return PENDING
     return FAILED if row.verdict is None else BADGES[row.verdict]
-
-
-_INDEX = re.compile(r"((?:(?<![^\W\d_])[A-Za-z]|[Α-Ωα-ω])\u0302?|\))_(\{[^{}]+\}|[^\W_]+)")
-_EXPONENT = re.compile(r"\^(\{[^{}]+\}|\([^()]+\)|[^\W_]+)")
-
-
-def typeset(text: str) -> Markup:
-    """Plain text as HTML in which ``x_t``, ``c_{i,0}`` and ``β^t`` have their indices and exponents raised.
-
-    Only a single or Greek letter, or a bracket, takes an index: names such as ``step_size`` stay as they are.
-
-    Example:
-        >>> print(typeset("x_{t+1} < λ_i^2 for step_size"))
-        x<sub>t+1</sub> &lt; λ<sub>i</sub><sup>2</sup> for step_size
-    """
-    marked = _INDEX.sub(lambda found: f"{found[1]}<sub>{found[2].strip('{}')}</sub>", escape(text))
-    return Markup(_EXPONENT.sub(lambda found: f"<sup>{found[1].strip('{}()')}</sup>", marked))
 
 
 def _counts(rows: Iterable[Result | Claim]) -> dict[Badge, int]:
@@ -162,33 +135,9 @@ def _drawings(result: Result) -> tuple[list[Mapping[str, object]], str]:
     if result.verdict is None:
         return [], ""
     try:
-        return [_embed(drawing) for drawing in result.claim.figures(result.tables)], ""
+        return [embed(drawing) for drawing in result.claim.figures(result.tables)], ""
     except Exception as error:  # the numbers stand without their picture, and the page says what went wrong
         return [], f"{type(error).__name__}: {error}"
-
-
-def _embed(drawing: Drawing) -> Mapping[str, object]:
-    figure = thin(drawing.figure)
-    title = figure.layout.title.text or ""
-    figure.update_layout(template=None, title=None)  # the page has the title as text and the template once
-    height = figure.layout.height or 380
-    return {
-        "title": title,
-        "caption": drawing.caption,
-        "height": height,
-        "json": _script_json(figure),
-    }
-
-
-def _script_json(content: object) -> str:
-    """JSON that is safe inside a script element."""
-    import plotly.io
-
-    if isinstance(content, dict):
-        text = json.dumps({name: value.to_plotly_json() for name, value in content.items()})
-    else:
-        text = plotly.io.to_json(content, validate=False)
-    return text.replace("<", "\\u003c")
 
 
 def _provenance(results: Sequence[Result]) -> dict[str, str]:
@@ -206,29 +155,11 @@ def _provenance(results: Sequence[Result]) -> dict[str, str]:
 
 @cache
 def _environment() -> Environment:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": numbers.number,
-        "duration": numbers.duration,
+    made = environment().overlay()
+    made.filters = {
+        **made.filters,
         "badge": badge,
-        "typeset": typeset,
         "claim": _claim,
         "verdict_badge": BADGES.__getitem__,
     }
-    environment.globals["interval"] = numbers.interval
-    return environment
-
-
-@cache
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs()
+    return made

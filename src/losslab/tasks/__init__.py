@@ -31,6 +31,9 @@ from losslab.tasks.models import (
     logistic_regression,
     mlp,
     resnet20,
+    vgg,
+    vgg11,
+    vgg13,
 )
 from losslab.tasks.nest import Nest, leaves, map_nest
 from losslab.tasks.problems import (
@@ -42,7 +45,7 @@ from losslab.tasks.problems import (
     teacher_student,
 )
 from losslab.tasks.sources import Splits, cifar10, digits, mnist
-from losslab.tasks.task import Batch, Task, supervised
+from losslab.tasks.task import Batch, Supervised, Task, supervised
 
 __all__ = [
     "ACTIVATIONS",
@@ -55,6 +58,7 @@ __all__ = [
     "Nest",
     "Quadratic",
     "Splits",
+    "Supervised",
     "Task",
     "build",
     "check",
@@ -87,4 +91,7 @@ __all__ = [
     "sparse_classification",
     "supervised",
     "teacher_student",
+    "vgg",
+    "vgg11",
+    "vgg13",
 ]

@@ -251,6 +251,64 @@ def _conv(stages: int, channels: int, size: int, classes: int) -> Factory:
     return Factory(f"{name}(channels={channels}, size={size}, classes={classes})", build)
 
 
+@_factory
+def vgg(
+    *stages: int,
+    batch_norm: bool = False,
+    width: int = 64,
+    channels: int = 3,
+    size: int = 32,
+    classes: int = 10,
+) -> Callable[[], nn.Module]:
+    """Stages of 3x3 convolutions, each ended by max-pooling, then one linear layer, for small square images.
+
+    The convolutional part is that of Simonyan and Zisserman (2015, table 1); their three linear layers, made
+    for larger images, are one here, as is usual on CIFAR-10.
+
+    Args:
+        *stages: Convolutions in each stage; ``vgg(2, 2, 2, width=8, channels=1, size=8)`` suits the digits.
+        batch_norm: Whether batch norm follows each convolution, which then has no bias.
+        width: Channels of the first stage; each stage doubles them, up to eight times the first.
+        channels: Channels of the input image.
+        size: Height and width of the input image, ``[batch, channels, size, size]``.
+        classes: Outputs.
+
+    Raises:
+        LosslabError: If there is no stage, a number is not positive, or the poolings do not divide the size.
+    """
+    _check_widths("vgg", (*stages, width, channels, size, classes) if stages else ())
+    if size % 2 ** len(stages):
+        raise LosslabError(
+            f"vgg halves the image {len(stages)} times, size is {size}: "
+            f"pass a multiple of {2 ** len(stages)}, or fewer stages"
+        )
+
+    def build() -> nn.Module:
+        layers: list[nn.Module] = []
+        inputs = channels
+        for stage, convolutions in enumerate(stages):
+            outputs = width * min(2**stage, 8)
+            for _ in range(convolutions):
+                layers.append(nn.Conv2d(inputs, outputs, 3, padding=1, bias=not batch_norm))
+                layers += [nn.BatchNorm2d(outputs), nn.ReLU()] if batch_norm else [nn.ReLU()]
+                inputs = outputs
+            layers.append(nn.MaxPool2d(2))
+        flat = inputs * (size // 2 ** len(stages)) ** 2
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, classes))
+
+    return build
+
+
+def vgg11(batch_norm: bool = False, width: int = 64) -> Factory:
+    """VGG-11 for CIFAR-10: eight convolutions and a linear layer, 9,225,610 parameters; see :func:`vgg`."""
+    return vgg(1, 1, 2, 2, 2, batch_norm=batch_norm, width=width)
+
+
+def vgg13(batch_norm: bool = False, width: int = 64) -> Factory:
+    """VGG-13 for CIFAR-10: ten convolutions and a linear layer, 9,410,122 parameters; see :func:`vgg`."""
+    return vgg(2, 2, 2, 2, 2, batch_norm=batch_norm, width=width)
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut without parameters (He et al. 2016, option A).
 
@@ -321,6 +379,7 @@ def _check_widths(name: str, widths: tuple[int, ...]) -> None:
 MODELS: dict[str, Callable[..., Factory]] = {
     maker.__name__: maker
     for maker in (
-        mlp, linear_net, linear_resnet, lenet_300_100, logistic_regression, conv2, conv4, conv6, resnet20
+        mlp, linear_net, linear_resnet, lenet_300_100, logistic_regression, conv2, conv4, conv6, resnet20,
+        vgg, vgg11, vgg13,
     )
 }  # fmt: skip

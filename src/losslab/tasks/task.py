@@ -83,6 +83,29 @@ class Task:
         return dataclasses.replace(self, **changes)
 
 
+@dataclass(frozen=True, eq=False)
+class Supervised:
+    """The loss ``criterion(model(x), y)`` of a batch ``(x, y)``, whose two steps can be had one by one.
+
+    Attributes:
+        criterion: ``criterion(output, y)``, the mean over the examples.
+    """
+
+    criterion: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The loss."""
+        return self.criterion(network(batch[0]), batch[1])
+
+    def outputs(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The first step: what the network predicts, ``[B, ...]``."""
+        return network(batch[0])
+
+    def compared(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The second step: the loss of the predictions."""
+        return self.criterion(outputs, batch[1])
+
+
 def supervised(
     model: Callable[[], nn.Module],
     train: Any,
@@ -123,12 +146,10 @@ def supervised(
             f"supervised data are pairs (x, y), these are {kind}: give (x, y), or a Task of your own"
         )
 
-    def loss(network: nn.Module, batch: Batch) -> Tensor:
-        return criterion(network(batch[0]), batch[1])
-
     def accuracy(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {"accuracy": (network(batch[0]).argmax(-1) == batch[1]).float().mean()}
 
     y = examples[1]
     classes = isinstance(y, Tensor) and y.ndim == 1 and not (y.is_floating_point() or y.is_complex())
-    return Task(model, loss, data, test, validation, accuracy if classes else None, name)
+    metrics = accuracy if classes else None
+    return Task(model, Supervised(criterion), data, test, validation, metrics, name)

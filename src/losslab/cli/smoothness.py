@@ -1,0 +1,205 @@
+"""``losslab smoothness``: the loss along its gradient while a task trains."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from losslab.cli.terminal import terminal
+from losslab.errors import LosslabError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+    from losslab.cli.commands import Smoothness
+    from losslab.tasks import Task
+
+GRID = 8
+"""Steps of a walk."""
+
+SHOWN = 6
+"""Probes of an arm that are printed; the page draws all."""
+
+COLUMNS = {
+    "loss": ("batch", "raw", "loss"),
+    "gradient_norm": ("batch", "raw", "‖g‖"),
+    "variation": ("batch", "raw", "range of the loss"),
+    "relative": ("batch", "relative", "range, relative steps"),
+    "first_order_error": ("batch", "raw", "first-order error"),
+    "beta": ("batch", "raw", "effective β"),
+    "curvature": ("batch", "raw", "gᵀHg / ‖g‖²"),
+    "running": ("running", "raw", "range, running statistics"),
+}
+"""Printed column -> batch-norm mode, kind of step, title; columns of two modes are ranges."""
+
+
+def smoothness(command: Smoothness) -> None:
+    """Trains and probes each network, prints the table, writes the page."""
+    from losslab.tasks import load_task
+
+    for name in ("seeds", "every", "examples"):
+        if getattr(command, name) < 1:
+            raise LosslabError(f"--{name} is {getattr(command, name)}: pass at least 1")
+    task = load_task(command.task, folder=command.data)
+    begun = time.perf_counter()
+    summary = probed(arms_of(task, command.compare), command)
+    seconds = time.perf_counter() - begun
+    shown = shown_rows(summary)
+    told = sentences(summary, command)
+    console = terminal()
+    console.print(_printed(shown, task.name, command))
+    for sentence in told:
+        console.print(f"• {sentence}", highlight=False)
+    console.print(f"{seconds:.1f} s", style="dim")
+    if command.out is not None:
+        _write(command, task.name, summary, shown, told)
+        console.print(f"open [bold]{command.out}[/bold]")
+
+
+def arms_of(task: Task, compare: str) -> dict[str, Task]:
+    """The task, and beside it the one with batch norm put in or taken out."""
+    from losslab.layers import with_batchnorm, without_batchnorm
+    from losslab.layers.batchnorm import is_batchnorm
+    from losslab.tasks import build
+
+    if compare == "none":
+        return {task.name: task}
+    normalised = any(is_batchnorm(module) for module in build(task).modules())
+    other = task.replace(
+        model=lambda: without_batchnorm(task.model()) if normalised else with_batchnorm(task.model())
+    )
+    plain, norm = (other, task) if normalised else (task, other)
+    return {"standard": plain, "batch norm": norm}
+
+
+def probed(arms: dict[str, Task], command: Smoothness) -> pd.DataFrame:
+    """`SmoothnessRecorder.summary` of each arm, before training and on the way."""
+    import pandas as pd
+
+    from losslab import engine
+    from losslab.engine import Objective
+    from losslab.rules import make
+    from losslab.signals import SmoothnessRecorder
+    from losslab.signals.flows import examples_of
+
+    settings = {
+        "raw": [command.raw * k / GRID for k in range(1, GRID + 1)],
+        "relative": [command.relative * k / GRID for k in range(1, GRID + 1)],
+    }
+    rule = make(command.rule, **({} if command.lr is None else {"lr": command.lr}))
+    tables = []
+    for name, task in arms.items():
+        batch = examples_of(task, command.examples)
+        recorder = SmoothnessRecorder(Objective(task, "train" if batch is None else batch), settings)
+
+        def trained(
+            steps: int, task: Task = task, recorder: SmoothnessRecorder = recorder
+        ) -> engine.Population:
+            return engine.train(
+                task,
+                rule,
+                seeds=command.seeds,
+                steps=steps,
+                batch_size=command.batch_size,
+                evaluate=None,
+                watch=recorder,
+                record=lambda step: (step + 1) % command.every == 0,
+            )
+
+        recorder(trained(0))
+        trained(command.steps)
+        tables.append(recorder.summary.assign(arm=name))
+    return pd.concat(tables, ignore_index=True)
+
+
+def shown_rows(summary: pd.DataFrame) -> pd.DataFrame:
+    """Medians over members, one row a (arm, probe), for up to six probes an arm."""
+    import numpy as np
+    import pandas as pd
+
+    probes = np.sort(summary["updates"].unique())
+    picked = probes[np.unique(np.linspace(0, len(probes) - 1, SHOWN).round().astype(int))]
+    rows = summary[summary["updates"].isin(picked)]
+    keys = ["arm", "updates"]
+    columns = {}
+    for name, (mode, kind, _) in COLUMNS.items():
+        mine = rows[(rows["mode"] == mode) & (rows["kind"] == kind)]
+        measured = name if name in rows else "variation"
+        columns[name] = mine.groupby(keys, sort=False)[measured].median()
+    # A mode that one arm lacks must not reorder the others.
+    order = columns["loss"].index
+    table = pd.DataFrame({name: column.reindex(order) for name, column in columns.items()})
+    return table.reset_index().dropna(axis=1, how="all")
+
+
+def sentences(summary: pd.DataFrame, command: Smoothness) -> list[str]:
+    """What the probes say, arm by arm and of the pair; medians over members and probes."""
+    rows = summary[summary["mode"] == "batch"]
+    told: list[str] = []
+    ranges: dict[object, dict[str, float]] = {}
+    for arm, mine in rows.groupby("arm", sort=False):
+        raw = mine[mine["kind"] == "raw"]
+        lost = raw.loc[raw["loss"].isna(), "member"].nunique()
+        ranges[arm] = {str(k): float(group["variation"].median()) for k, group in mine.groupby("kind")}
+        error, beta = raw["first_order_error"].median(), raw["beta"].median()
+        told.append(
+            f"{arm}: over steps of up to {command.raw:g} times the gradient the loss varies by "
+            f"{ranges[arm]['raw']:.3g}, and its slope is wrong by {error:.0%} of what it promises; the "
+            f"gradient changes by up to {beta:.3g} per distance, so steps of plain gradient descent above "
+            f"{2 / beta:.2g} may overshoot along it."
+        )
+        if lost:
+            told.append(f"{arm}: {lost} of {command.seeds} members diverged; lower the rate to see them too.")
+    if len(ranges) == 2:
+        plain, normalised = ranges.values()
+        raw_steps, relative_steps = (_times(plain[k], normalised[k]) for k in ("raw", "relative"))
+        told.append(
+            f"With batch norm the loss varies {raw_steps} along raw steps, and {relative_steps} along steps "
+            "relative to the weights, which do not see how a network is parametrised."
+        )
+    return told
+
+
+def _times(plain: float, normalised: float) -> str:
+    if not (0 < plain < float("inf") and 0 < normalised < float("inf")):
+        return f"by {normalised:.3g} instead of {plain:.3g}"
+    ratio = plain / normalised
+    return f"{ratio:.2g} times less" if ratio >= 1 else f"{1 / ratio:.2g} times more"
+
+
+def _printed(shown: pd.DataFrame, name: str, command: Smoothness) -> Table:
+    from rich.table import Table
+
+    title = f"{name}: {command.seeds} member{'s' * (command.seeds > 1)}, {command.rule}"
+    table = Table("network", title=title, title_justify="left")
+    table.add_column("updates", justify="right")
+    for column in shown.columns[2:]:
+        table.add_column(COLUMNS[column][2], justify="right")
+    for row in shown.itertuples(index=False, name=None):
+        table.add_row(str(row[0]), str(row[1]), *("" if v != v else f"{v:.3g}" for v in row[2:]))
+    return table
+
+
+def _write(
+    command: Smoothness, name: str, summary: pd.DataFrame, shown: pd.DataFrame, told: list[str]
+) -> None:
+    from losslab import provenance
+    from losslab.report import write_page
+    from losslab.report.smoothness import draw_smoothness
+
+    assert command.out is not None
+    settings = {k: v for k, v in asdict(command).items() if v is not None and k != "out"}
+    titles = {column: title for column, (_, _, title) in COLUMNS.items()} | {"arm": "network"}
+    write_page(
+        command.out,
+        f"Smoothness of {name}",
+        f"The loss of {command.examples} training examples along its own gradient, every {command.every} "
+        "updates.",
+        draw_smoothness(summary),
+        told,
+        {"Medians over members": shown.rename(columns=titles)},
+        settings | provenance.machine(),
+        heading="What was found",
+    )

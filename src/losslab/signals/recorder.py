@@ -1,0 +1,148 @@
+"""Signals through training: a few numbers a layer, taken while a population trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from losslab.engine import Population
+from losslab.engine.points import Stack
+from losslab.errors import LosslabError
+from losslab.signals.flows import Flow, Instrument, examples_of, keys_of, placed
+from losslab.signals.statistics import PERCENTILES, Statistics, add_updates, describe, update_ratio
+from losslab.tasks import Batch, Data
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PROBE = 32
+"""Examples looked at by default: enough for moments over all units, and cheap."""
+
+
+class Recorder:
+    """Given as ``watch`` to `losslab.train`: keeps the statistics of every layer as training goes on.
+
+    Pass ``record=recorder.when`` with it: the recorder then also sees the weights just before a look, and
+    ``update_ratio`` is that of one update. With another ``record`` a look follows the first record that is
+    at least ``every`` steps after the last look, and ``update_ratio`` spans the steps between two records.
+
+    Looks are at the population after a step, on the same examples each time, with the random draws (dropout)
+    of its next step; nothing of the population moves. Members that have diverged are NaN.
+
+    Args:
+        probe: The examples: a number of training examples, or the batch itself.
+        every: Steps between two looks.
+        layers: Names of layers, as for `losslab.signals.flow`; all by default.
+        training: Whether the network is looked at in training mode.
+        gradients: Whether to look at gradients too, which is most of the cost.
+        percentiles: Which to keep.
+        sample: Values of a layer that percentiles are taken of, a member.
+
+    Example:
+        >>> from losslab import train
+        >>> from losslab.tasks import mlp, supervised
+        >>> x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+        >>> task = supervised(mlp(3, 8, 2), train=(x, (x[:, 0] > 0).long()))
+        >>> recorder = Recorder(every=5)
+        >>> _ = train(task, "adam", seeds=2, steps=11, watch=recorder, record=recorder.when)
+        >>> recorder.steps, sorted(recorder.table.layer.unique())
+        ([1, 6, 11], ['0', '1', '2'])
+    """
+
+    def __init__(
+        self,
+        probe: int | Batch | Data = PROBE,
+        every: int = 20,
+        layers: Sequence[str] | None = None,
+        training: bool = True,
+        gradients: bool = True,
+        percentiles: Sequence[float] = PERCENTILES,
+        sample: int = 256,
+    ) -> None:
+        if every < 1:
+            raise LosslabError(f"every is {every}: pass at least 1 step")
+        self.probe, self.every, self.layers = probe, every, layers
+        self.training, self.gradients = training, gradients
+        self.percentiles, self.sample = tuple(percentiles), sample
+        self.steps: list[int] = []
+        self.rows: list[dict[tuple[str, str], Statistics]] = []
+        self.losses: list[Tensor] = []
+        self.latest: Flow | None = None
+        self.instrument: Instrument | None = None
+        self.batch: Batch = None
+        self.updates: Stack = {}
+        self.before: tuple[int, Stack] | None = None
+
+    def when(self, step: int) -> bool:
+        """For ``record=``: the steps of the looks, and those just before."""
+        return step % self.every in (0, self.every - 1)
+
+    def __call__(self, population: Population) -> None:
+        """One look, if it is time for one."""
+        step = population.step
+        waited = step - self.steps[-1] if self.steps else self.every
+        if waited >= self.every:
+            self._look(population)
+        if waited >= self.every - 1 or self.every == 1:
+            self.before = step, {n: w.clone() for n, w in population.points.weights.items()}
+
+    def _look(self, population: Population) -> None:
+        if self.instrument is None:
+            self.instrument = Instrument.of(population, self.layers)
+            probe = self.probe
+            given = examples_of(population.task, probe) if isinstance(probe, int) else probe
+            self.batch = placed(given.all() if isinstance(given, Data) else given, population)
+        seen = self.instrument(
+            population.points, self.batch, keys_of(population), False, self.training, self.gradients
+        )
+        found = describe(seen, self.percentiles, self.sample, backward_percentiles=False)
+        if self.before is not None:
+            step, weights = self.before
+            self.updates = update_ratio(weights, population.points.weights, population.step - step)
+            add_updates(found, seen, self.updates)
+        self.steps.append(population.step)
+        self.rows.append({place: _held(told) for place, told in found.items()})
+        self.losses.append(seen.losses.cpu())
+        self.latest = seen
+
+    def statistic(self, layer: str, name: str, direction: str = "forward") -> Tensor:
+        """One statistic through training, ``[looks, N]``; NaN at looks that did not measure it.
+
+        Raises:
+            LosslabError: No look so far, or no such layer, direction or statistic.
+        """
+        place = (layer, direction)
+        known = [row[place][name] for row in self.rows if name in row.get(place, {})]
+        if not known:
+            there = sorted(
+                {f"{a} {b} {n}" for row in self.rows for (a, b), told in row.items() for n in told}
+            )
+            raise LosslabError(
+                f"no {name!r} of layer {layer!r}, {direction}, was recorded: there is "
+                f"{', '.join(there) or 'nothing, no step was recorded'}"
+            )
+        blank = torch.full_like(known[0], torch.nan)
+        return torch.stack([row.get(place, {}).get(name, blank) for row in self.rows])
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a (step, layer, direction, member); columns as `losslab.signals.describe` names them."""
+        import pandas as pd
+
+        frames = []
+        for step, row in zip(self.steps, self.rows, strict=True):
+            for (layer, direction), told in row.items():
+                columns = {name: values.numpy() for name, values in told.items()}
+                members = range(len(next(iter(columns.values()))))
+                place = {"step": step, "layer": layer, "direction": direction, "member": members}
+                frames.append(pd.DataFrame({**place, **columns}))
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _held(told: Statistics) -> Statistics:
+    """Copies on the CPU, by way of one tensor."""
+    values = torch.stack([*told.values()]).detach().to("cpu", torch.float64)
+    return dict(zip(told, values, strict=True))

@@ -1,0 +1,304 @@
+"""Numbers that describe what flows: moments, percentiles, histograms, saturation, dead units, step sizes.
+
+Everything takes the tensors of a `Flow`, ``[N, B, ...]``, and gives one number a member, ``[N]``, or one a
+unit, ``[N, U]``. The units lie along ``unit_axis``; all other axes but the first are samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from losslab.engine.points import Stack
+from losslab.engine.randomness import generator
+from losslab.errors import LosslabError
+from losslab.signals.capture import Layer
+from losslab.signals.flows import Flow
+
+PERCENTILES = (2, 15, 50, 85, 98)
+"""Those reported by default; 15, 50 and 85 are those of Ioffe and Szegedy's figure 1."""
+
+SAMPLE = 4096
+"""Values of a layer, the same ones for every member, that percentiles are taken of."""
+
+CONSTANT = 1e-5
+"""Share of a layer's root mean square below which a unit's standard deviation counts as rounding."""
+
+Statistics = dict[str, Tensor]
+"""Statistic -> ``[N]``."""
+
+
+def by_unit(values: Tensor, unit_axis: int = -1) -> Tensor:
+    """``[N, B, ...]`` -> ``[N, U, samples]``: all values of each unit, a convolution's channels being units.
+
+    Example:
+        >>> by_unit(torch.zeros(2, 5, 3, 4, 4), unit_axis=2).shape
+        torch.Size([2, 3, 80])
+    """
+    if values.dim() < 3:  # one number an example
+        values = values.unsqueeze(-1)
+    return values.movedim(unit_axis, 1).flatten(2)
+
+
+def unit_moments(values: Tensor, unit_axis: int = -1) -> tuple[Tensor, Tensor]:
+    """Mean and variance (biased) of each unit over examples and positions, both ``[N, U]``."""
+    if values.dim() < 3:
+        values = values.unsqueeze(-1)
+    axes = [a for a in range(1, values.dim()) if a != unit_axis % values.dim()]
+    return _mean_and_variance(values, axes)
+
+
+def _mean_and_variance(values: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
+    """In two passes, which is as exact as torch.var_mean and on a CPU several times faster."""
+    mean = values.mean(axes, keepdim=True)
+    return mean.squeeze(axes), (values - mean).square_().mean(axes)
+
+
+def moments(values: Tensor, unit_axis: int = -1) -> Statistics:
+    """``mean`` and ``std`` of all values; ``unit_std`` and ``constant`` over units.
+
+    ``unit_std`` is the root mean square over units of the standard deviation that a unit has over examples,
+    ``constant`` the share of units that have none; NaN where each unit has a single value.
+    """
+    mean, variance = unit_moments(values, unit_axis)
+    within, middle = variance.mean(1), mean.mean(1)
+    total = within + (mean - middle[:, None]).square_().mean(1)
+    square = total + middle.square()
+    if values[0].numel() == mean.shape[1]:
+        within = flat = torch.full_like(within, torch.nan)
+    else:
+        flat = (variance <= CONSTANT**2 * square[:, None]).to(values.dtype).mean(1) + 0 * square
+    return {"mean": middle, "std": total.sqrt(), "unit_std": within.sqrt(), "constant": flat}
+
+
+def pooled_moments(values: Tensor) -> Statistics:
+    """``mean`` and ``std`` of all values."""
+    mean, variance = _mean_and_variance(values, list(range(1, values.dim())))
+    return {"mean": mean, "std": variance.sqrt()}
+
+
+def percentiles(
+    values: Tensor, which: Sequence[float] = PERCENTILES, sample: int | None = SAMPLE, seed: int = 0
+) -> Tensor:
+    """Percentiles of all values, by linear interpolation, ``[N, len(which)]``; NaN for members with a NaN.
+
+    Args:
+        values: ``[N, ...]``.
+        which: Between 0 and 100.
+        sample: At most so many values a member, drawn with replacement by a generator of ``seed``; None for
+            all. The rank of a percentile p then has the standard error ``sqrt(p (100 - p) / sample)``.
+        seed: Of the draw.
+
+    Raises:
+        LosslabError: A percentile outside of 0 to 100.
+
+    Example:
+        >>> percentiles(torch.arange(101.0)[None], (15, 50)).tolist()
+        [[15.0, 50.0]]
+    """
+    if not all(0 <= p <= 100 for p in which):
+        raise LosslabError(f"percentiles {tuple(which)}: pass numbers from 0 to 100")
+    if sample is not None and values[0].numel() > sample:
+        values = _sampled(values, sample, seed)
+    ordered = sort_rows(values.reshape(len(values), -1))
+    place = torch.tensor([p / 100 * (ordered.shape[1] - 1) for p in which], dtype=torch.float64)
+    low = place.long().clamp(max=max(0, ordered.shape[1] - 2)).to(values.device)
+    high = (low + 1).clamp(max=ordered.shape[1] - 1)
+    share = (place.to(values.device) - low).to(values.dtype)
+    found = ordered[:, low] + share * (ordered[:, high] - ordered[:, low])
+    return torch.where(ordered[:, -1:].isnan(), ordered[:, -1:], found)
+
+
+def sort_rows(values: Tensor) -> Tensor:
+    """Each row in ascending order, NaN last, ``[N, S]``; on a CPU by numpy, whose sort is 30 times faster."""
+    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+        return values.sort(1).values
+    return torch.from_numpy(np.sort(values.detach().numpy(), axis=1))
+
+
+def _sampled(values: Tensor, sample: int, seed: int) -> Tensor:
+    """The same places of every member's values."""
+    places = _places(values.shape[1:], sample, seed)
+    index: tuple[slice | Tensor, ...] = (slice(None), *(p.to(values.device) for p in places))
+    return values[index]
+
+
+@lru_cache(maxsize=64)
+def _places(shape: torch.Size, sample: int, seed: int) -> tuple[Tensor, ...]:
+    index = torch.randint(shape.numel(), (sample,), generator=generator(seed, "percentiles"))
+    return tuple(torch.from_numpy(p) for p in np.unravel_index(index.numpy(), shape))  # torch's loads sympy
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How values are distributed.
+
+    Attributes:
+        counts: ``[N, bins]``.
+        edges: ``[bins + 1]``, the same for all members; values beyond them are counted in the outer bins.
+    """
+
+    counts: Tensor
+    edges: Tensor
+
+    @property
+    def density(self) -> Tensor:
+        """Counts divided by their sum and by the width of a bin, ``[N, bins]``."""
+        return self.counts / self.counts.sum(1, keepdim=True) / self.edges.diff()
+
+
+def histogram(values: Tensor, bins: int = 50, span: tuple[float, float] | None = None) -> Histogram:
+    """Histograms of each member's values on common edges; what is not finite is not counted.
+
+    Args:
+        values: ``[N, ...]``.
+        bins: How many.
+        span: The outer edges; by default from the smallest to the largest value.
+
+    Raises:
+        LosslabError: No bin, or a span that is not ascending and finite.
+
+    Example:
+        >>> histogram(torch.tensor([[0.0, 0.1, 0.9, 1.0]]), bins=2).counts.tolist()
+        [[2.0, 2.0]]
+    """
+    flat = values.reshape(len(values), -1).to(torch.promote_types(values.dtype, torch.float32))
+    finite = flat.isfinite()
+    if span is None:
+        there = flat[finite] if bool(finite.any()) else flat.new_zeros(1)
+        low, high = float(there.min()), float(there.max())
+        span = (low, high) if high > low else (low - 0.5, high + 0.5)
+    if bins < 1 or not -torch.inf < span[0] < span[1] < torch.inf:
+        raise LosslabError(f"a histogram of {bins} bins on {span}: pass at least one bin and low < high")
+    place = ((flat.nan_to_num() - span[0]) * (bins / (span[1] - span[0]))).floor().clamp(0, bins - 1).long()
+    counts = flat.new_zeros(len(flat), bins).scatter_add_(1, place, finite.to(flat.dtype))
+    return Histogram(counts, torch.linspace(*span, bins + 1, dtype=torch.float64, device=flat.device))
+
+
+def saturated(seen: Flow, layer: str) -> Tensor:
+    """Share of (example, unit) pairs in an activation's flat part, ``[N]``.
+
+    Sigmoid: an input beyond 3 in size. Others: a slope below a tenth of the largest one. NaN for layers that
+    are no known activation, and for ReLU, which is flat on half of the line by design.
+    """
+    activation = seen.layers[layer].activation
+    if activation is None or activation.gates:
+        return torch.full_like(seen.losses, torch.nan)
+    return _share(activation.flat(seen.inputs[layer]), seen.outputs[layer])
+
+
+def dead(seen: Flow, layer: str) -> Tensor:
+    """Share of an activation's units that pass no gradient for any example, ``[N]``.
+
+    ReLU: at zero for every example. Others: saturated for every example. NaN for layers that are no known
+    activation.
+    """
+    told = seen.layers[layer]
+    if told.activation is None:
+        return torch.full_like(seen.losses, torch.nan)
+    if told.activation.name == "relu":
+        silent = by_unit(seen.outputs[layer], told.unit_axis).amax(2) <= 0
+    else:
+        silent = by_unit(told.activation.flat(seen.inputs[layer]), told.unit_axis).all(2)
+    return _share(silent, seen.outputs[layer])
+
+
+def _share(flags: Tensor, values: Tensor) -> Tensor:
+    """The mean of flags ``[N, ...]``; NaN for members whose values hold one."""
+    spoilt = values.flatten(1).sum(1)
+    share = flags.flatten(1).to(values.dtype).mean(1)
+    return torch.where(spoilt.isnan(), spoilt, share)
+
+
+def update_ratio(earlier: Mapping[str, Tensor], later: Mapping[str, Tensor], steps: int = 1) -> Stack:
+    """``||W' - W|| / (steps ||W||)`` of every weight, name -> ``[N]``.
+
+    With one step between the two it is the update-to-weight ratio. With more it is a lower bound of the mean
+    ratio along the way, since updates partly cancel.
+
+    Args:
+        earlier: Stacked weights, e.g. ``points.weights``.
+        later: The same after ``steps`` updates.
+        steps: Updates between the two.
+    """
+    found = {}
+    for name, before in earlier.items():
+        size = before.flatten(1).norm(dim=1)
+        found[name] = (later[name] - before).flatten(1).norm(dim=1) / (steps * size)
+    return found
+
+
+def describe(
+    seen: Flow,
+    which: Sequence[float] = PERCENTILES,
+    sample: int | None = SAMPLE,
+    seed: int = 0,
+    backward_percentiles: bool = True,
+) -> dict[tuple[str, str], Statistics]:
+    """All cheap statistics of a flow: (layer, direction) -> statistic -> ``[N]``.
+
+    Args:
+        seen: The flow.
+        which: As for `percentiles`.
+        sample: As for `percentiles`.
+        seed: As for `percentiles`.
+        backward_percentiles: Whether to take percentiles of the gradients too.
+
+    Returns:
+        For the directions ``"forward"`` (outputs), ``"backward"`` (gradients with respect to the outputs) and
+        ``"weight"`` (a layer's first weight and its gradient). Both ways there are ``mean``, ``std`` and
+        percentiles (``p15``), forward also ``unit_std``, ``constant``, ``saturated``, ``dead``. A weight has
+        ``weight_norm``; of its gradient ``mean``, ``std``, ``norm``; and ``gradient_ratio``,
+        the gradient's norm by the weight's.
+    """
+    found: dict[tuple[str, str], Statistics] = {}
+    for name, layer in seen.layers.items():
+        values = seen.outputs[name]
+        found[name, "forward"] = {
+            **moments(values, layer.unit_axis),
+            **_named(percentiles(values, which, sample, seed), which),
+            "saturated": saturated(seen, name),
+            "dead": dead(seen, name),
+        }
+        if seen.gradients:
+            back = seen.gradients[name]
+            told = found[name, "backward"] = pooled_moments(back)
+            if backward_percentiles:
+                told |= _named(percentiles(back, which, sample, seed), which)
+        if weight := _matrix(seen, layer):
+            found[name, "weight"] = _of_weight(seen, weight)
+    return found
+
+
+def add_updates(rows: dict[tuple[str, str], Statistics], seen: Flow, ratios: Mapping[str, Tensor]) -> None:
+    """Puts a layer's update-to-weight ratio beside the other numbers of its weight."""
+    for (name, direction), told in rows.items():
+        if direction == "weight":
+            told["update_ratio"] = ratios[next(w for w in seen.layers[name].weights if w in ratios)]
+
+
+def _named(values: Tensor, which: Sequence[float]) -> Statistics:
+    return {f"p{p:g}": values[:, k] for k, p in enumerate(which)}
+
+
+def _matrix(seen: Flow, layer: Layer) -> str | None:
+    """The layer's first trainable weight, unless an earlier call of the layer has told it."""
+    first = next((w for w in layer.weights if w in seen.points.weights), None)
+    return None if "#" in layer.name else first
+
+
+def _of_weight(seen: Flow, name: str) -> Statistics:
+    told = {"weight_norm": seen.points.weights[name].detach().flatten(1).norm(dim=1)}
+    if seen.weight_gradients:
+        gradient = seen.weight_gradients[name].flatten(1)
+        mean, norm = gradient.mean(1), gradient.norm(dim=1)
+        # One pass less than around the mean: weights are many, and their gradients' mean is small.
+        square = norm.double().square() / gradient.shape[1] - mean.double().square()
+        told |= {"mean": mean, "std": square.clamp(min=0).sqrt().to(mean.dtype), "norm": norm}
+        told["gradient_ratio"] = norm / told["weight_norm"]
+    return told

@@ -1,0 +1,122 @@
+"""losslab smoothness: what it prints, says and draws."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from losslab.cli import main
+from losslab.cli.commands import Smoothness
+from losslab.cli.smoothness import arms_of, probed, sentences, shown_rows
+from losslab.layers.batchnorm import is_batchnorm
+from losslab.report.smoothness import draw_smoothness
+from losslab.tasks import digits_task, mlp
+
+FILE = """
+from losslab.tasks import digits_task, mlp
+plain = digits_task(mlp(64, 6, 10))
+normalised = digits_task(mlp(64, 6, 10, batch_norm=True))
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(FILE, "utf-8")
+    return path
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main([str(a) for a in arguments])
+    return ended.value.code
+
+
+@pytest.fixture(scope="module")
+def summary():
+    command = Smoothness("digits", compare="batchnorm", steps=6, every=3, lr=0.1, seeds=2, examples=40)
+    return probed(arms_of(digits_task(mlp(64, 6, 10)), "batchnorm"), command), command
+
+
+def test_command_prints_and_writes_a_page(file, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    options = ["--steps", 4, "--every", 2, "--examples", 30, "--seeds", 2, "--lr", 0.1]
+    main([str(a) for a in ["smoothness", f"{file}:plain", "--compare", "batchnorm", *options, "--out", page]])
+    told = capsys.readouterr().out
+    for words in ("standard", "batch norm", "effective β", "With batch norm the loss varies"):
+        assert words in told
+    html = page.read_text("utf-8")
+    assert "Smoothness of digits" in html
+    assert len(re.findall("<figure>", html)) == 5
+    assert "http://" not in html.split("<script>")[0]
+
+
+def test_one_network_alone(file, capsys):
+    main(["smoothness", f"{file}:normalised", "--steps", "0", "--seeds", "1", "--examples", "30"])
+    told = capsys.readouterr().out
+    assert "running" in told
+    assert "With batch norm" not in told
+
+
+def test_arms_hold_batch_norm_or_not():
+    for given in (False, True):
+        arms = arms_of(digits_task(mlp(64, 6, 10, batch_norm=given)), "batchnorm")
+        assert list(arms) == ["standard", "batch norm"]
+        found = [any(map(is_batchnorm, task.model().modules())) for task in arms.values()]
+        assert found == [False, True]
+
+
+def test_probes_and_rows(summary):
+    rows, _ = summary
+    assert rows.groupby("arm", sort=False)["updates"].unique().map(list).to_dict() == {
+        "standard": [0, 3, 6],
+        "batch norm": [0, 3, 6],
+    }
+    shown = shown_rows(rows)
+    assert shown["arm"].tolist() == ["standard"] * 3 + ["batch norm"] * 3
+    mine = rows.query("arm == 'standard' and updates == 3 and kind == 'relative'")
+    assert shown.loc[1, "relative"] == mine["variation"].median()
+    assert shown["running"].isna().tolist() == [True] * 3 + [False] * 3
+
+
+def test_sentences_follow_the_numbers(summary):
+    rows, command = summary
+    at = rows["arm"] == "standard"
+    rows = rows.assign(variation=np.where(at, 1.0, np.where(rows["kind"] == "raw", 0.25, 2.0)), beta=4.0)
+    told = " ".join(sentences(rows, command))
+    assert "varies 4 times less along raw steps, and 2 times more along steps relative" in told
+    assert "above 0.5 may overshoot" in told
+    assert "diverged" not in told
+    lost = rows.assign(loss=rows["loss"].where(~(at & (rows["member"] == 1) & (rows["updates"] > 0))))
+    assert "standard: 1 of 2 members diverged" in " ".join(sentences(lost, command))
+    zero = rows.assign(variation=np.where(at, 0.0, 1.0))
+    assert "by 1 instead of 0" in " ".join(sentences(zero, command))
+
+
+def test_figures_leave_out_what_is_not_finite(summary):
+    rows, _ = summary
+    lost = rows.copy()
+    lost.loc[(lost["arm"] == "standard") & (lost["updates"] > 0), ["loss", "low", "high", "beta"]] = np.inf
+    for drawing in (*draw_smoothness(rows), *draw_smoothness(lost)):
+        assert drawing.caption
+        for trace in drawing.figure.data:
+            assert np.isfinite(pd.Series(trace.y, dtype=float)).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--seeds", "0"], "--seeds is 0"),
+        (["--every", "0"], "--every is 0"),
+        (["--raw", "-1"], "raw steps are"),
+        (["--rule", "sdg"], "no rule is named"),
+    ],
+)
+def test_mistakes_are_one_sentence(file, capsys, options, told):
+    assert run("smoothness", f"{file}:plain", *options) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
