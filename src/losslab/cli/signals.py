@@ -155,7 +155,8 @@ def _write(
 
     assert command.out is not None
     members = "one network" if command.seeds == 1 else f"{command.seeds} networks"
-    when = f"after {command.steps} steps of {command.rule}" if command.steps else ("as it starts" if command.seeds == 1 else "as they start")
+    start = "as it starts" if command.seeds == 1 else "as they start"
+    when = f"after {command.steps} steps of {command.rule}" if command.steps else start
     settings = {k: v for k, v in asdict(command).items() if v not in (None, ()) and k != "out"}
     write_page(
         Path(command.out),
