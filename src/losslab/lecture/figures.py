@@ -258,8 +258,8 @@ def ridgelines(
 ) -> Figure:
     """Densities one above the other, one for each level, in a panel for each value of the column ``by``.
 
-    The densities are Gaussian kernel estimates with Scott's width, scaled alike within a panel; the view holds
-    98 % of all values. The lowest ridge is the first level in the table's order.
+    The densities are Gaussian kernel estimates with Scott's width, scaled alike within a panel; the view
+    holds 98 % of all values. The lowest ridge is the first level in the table's order.
 
     Args:
         title: A few words.
@@ -296,7 +296,8 @@ def ridgelines(
                     hoverinfo="name",
                 )
         centre = {"x": start + width / 2, "y": 1, "xref": "paper", "yref": "paper", "yanchor": "bottom"}
-        drawn.add_annotation(text=str(name), showarrow=False, font={"color": colour(index), "size": 11}, **centre)
+        font = {"color": colour(index), "size": 11}
+        drawn.add_annotation(text=str(name), showarrow=False, font=font, **centre)
     drawn.update_yaxes(tickvals=list(range(len(levels))), ticktext=[f"{at:g}" for at in levels])
     return drawn.update_layout(height=460, margin={"t": 32})
 

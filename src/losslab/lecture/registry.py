@@ -10,7 +10,13 @@ from functools import cache
 from losslab.errors import unknown
 from losslab.lecture.claim import Claim
 
-SECTIONS = ("losslab.lecture.section_6_2", "losslab.lecture.section_6_3")
+SECTIONS = (
+    "losslab.lecture.section_6_1",
+    "losslab.lecture.section_6_2",
+    "losslab.lecture.section_6_3",
+    "losslab.lecture.section_6_4",
+    "losslab.lecture.section_6_5",
+)
 """The packages that hold the claims; each exposes ``CLAIMS``, a list."""
 
 

@@ -22,7 +22,7 @@ PERCENTILES = (15, 50, 85)
 UNITS = 32
 """The most units of a layer that are followed, the first ones; units of a layer are exchangeable."""
 
-KEPT = 256
+KEPT = 100
 """The most activations of one unit that are kept whole."""
 
 
