@@ -10,7 +10,11 @@ from pathlib import Path
 
 from benchmarks.measure import Row, child
 
-RUN = "import sys; from losslab.cli import main; main(['lecture', '--out', sys.argv[1], '--section', *sys.argv[2:]])"
+RUN = """
+import sys
+from losslab.cli import main
+main(["lecture", "--out", sys.argv[1], "--section", *sys.argv[2:]])
+"""
 BARS = {("6.2", "6.3"): 120, ("6.4", "6.5"): 180}
 """Sections, and the seconds that their claims may take."""
 

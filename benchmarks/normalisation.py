@@ -1,4 +1,4 @@
-"""Batch norm in a population, the price of watching signals, Ioffe and Szegedy's experiment at full length."""
+"""Batch norm in a population, the price of watching signals, Ioffe and Szegedy's experiment in full."""
 
 from __future__ import annotations
 
