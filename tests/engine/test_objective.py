@@ -17,6 +17,7 @@ from losslab.engine import Points, train
 from losslab.engine.objective import Objective
 from losslab.engine.randomness import seeded
 from losslab.errors import LosslabError
+from losslab.layers import BatchNorm
 from losslab.tasks import Task, mlp, supervised
 from losslab.tasks.nest import map_nest
 
@@ -114,6 +115,30 @@ def test_batch_norm_policies(name, policy, chunk):
     agree(objective.value(points), values)
     agree(gradients.matrix(), torch.stack([w[1] for w in wanted]))
     agree(objective.hvp(points, vectors), torch.stack([w[2] for w in wanted]))
+
+
+@pytest.mark.parametrize("chunk", [None, 7])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_ghost_batch_norm_is_re_estimated_over_all_examples(chunk, momentum):
+    x = torch.randn(EXAMPLES, 4, generator=torch.Generator().manual_seed(3)).double() * 3 + 1
+
+    def network(ghost):
+        return nn.Sequential(BatchNorm(4, ghost=ghost, momentum=momentum), nn.Linear(4, 1)).double()
+
+    task = Task(lambda: network(3), lambda model, batch: model(batch).square().mean(), x)
+    points = Points.from_modules([network(3), network(3)])
+    objective = Objective(task, batch_norm="re-estimate", chunk=chunk, execution="stacked")
+    grouped = objective.under("batch").value(points)
+    settled = objective.settled(points)
+    parts = x.split(chunk or EXAMPLES)
+    mean, var = (sum(len(p) / EXAMPLES * moment(p, 0) for p in parts) for moment in (torch.mean, torch.var))
+    agree(settled.buffers["0.running_mean"], mean.expand(2, 4))
+    agree(settled.buffers["0.running_var"], var.expand(2, 4))
+    plain = Objective(task, module=network(None), batch_norm="re-estimate", chunk=chunk, execution="stacked")
+    agree(objective.value(points), plain.value(points))
+    # Under the policy "batch" the groups stay.
+    agree(objective.under("batch").value(points), grouped)
+    assert (grouped - plain.under("batch").value(points)).abs().min() > 1e-6
 
 
 def test_by_default_batch_norm_sees_all_examples_at_once():

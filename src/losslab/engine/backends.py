@@ -16,13 +16,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from losslab.engine import table, table_layers, tape  # noqa: F401  (the tables fill themselves)
+from losslab.engine import kernels, table, table_layers, tape  # noqa: F401  (the tables fill themselves)
 from losslab.engine.gradients import Gradients
 from losslab.engine.points import Stack
 from losslab.engine.randomness import MemberRandom, reseeded
 from losslab.engine.stacked import NotInTable, Stacked
 from losslab.engine.tape import Node
 from losslab.engine.template import Template
+from losslab.errors import LosslabError
 from losslab.rules.rule import Weights
 from losslab.tasks import Batch
 from losslab.tasks.nest import leaves, map_nest
@@ -238,7 +239,12 @@ class LoopBackend(Backend):
         values = {**weights, **{n: b[i] for n, b in at.buffers.items()}}
         seeding = reseeded(int(at.keys[i])) if self.global_draws else nullcontext()
         with seeding, self.template.holding(values, training) as module, self._randomness(at.keys[i]):
-            result = fn(module, given)
+            try:
+                result = fn(module, given)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):  # torch's batch norm, a batch of one
+                    raise
+                raise LosslabError(kernels.ONE_VALUE) from error
             for name, moved in self.template.replaced(values).items():
                 at.buffers[name][i].copy_(moved)
         return result

@@ -25,6 +25,11 @@ unused; oneDNN does not (1.5 to 1.8 times faster for 60 x 784 x 300). Its overhe
 matrices.
 """
 
+ONE_VALUE = (
+    "batch norm in training mode got one value a channel, and one value has no variance: take two "
+    "examples or more, or evaluation mode (in training, drop_last leaves out a last batch of one)"
+)
+
 _onednn = (
     getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 )
@@ -177,10 +182,10 @@ def batch_norm(
         LosslabError: One value a channel in training mode, which has no variance.
     """
     flat = _many_channels(x)
-    running, affine = _flat(mean, var), _flat(weight, bias)
+    running, (gamma, beta) = _flat(mean, var), _flat(weight, bias)
     if training:
         _check_values_per_channel(flat)
-    y = F.batch_norm(flat, *running, *affine, training, momentum, eps)
+    y = F.batch_norm(flat, running[0], running[1], gamma, beta, training, momentum, eps)
     if training:
         _keep_running((mean, var), running)
     return _one_by_one(y, x.shape)
@@ -248,10 +253,7 @@ def _keep_running(kept: tuple[Tensor | None, ...], moved: list[Tensor | None]) -
 
 def _check_values_per_channel(flat: Tensor) -> None:
     if flat.numel() == flat.shape[1]:
-        raise LosslabError(
-            "batch norm in training mode got one value a channel, and one value has no variance: "
-            "use batches of two or more examples (drop_last=True leaves out a last batch of one)"
-        )
+        raise LosslabError(ONE_VALUE)
 
 
 def convolution(function: Any, x: Tensor, weight: Tensor, bias: Tensor | None, options: Any) -> Tensor:

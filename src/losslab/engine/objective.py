@@ -19,6 +19,7 @@ from losslab.engine.points import Points, Stack
 from losslab.engine.population import Population
 from losslab.errors import LosslabError, unknown
 from losslab.tasks import Batch, Data, Task, build
+from losslab.tasks.nest import map_nest
 
 POLICIES = ("batch", "running", "re-estimate")
 
@@ -94,7 +95,7 @@ class Objective:
         self._module = module
         self._metrics = None if task.metrics is None else without_dropout(task.metrics)
         self._loss = without_dropout(task.loss)
-        self._modes: dict[bool, Mode] = {}
+        self._modes: dict[bool | None, Mode] = {}  # None: see `_estimator`
         self._moved: dict[tuple[torch.device, torch.dtype], Data] = {}
 
     @classmethod
@@ -265,7 +266,7 @@ class Objective:
         mode.check(points)
         if self.batch_norm != "re-estimate" or not mode.template.norms:
             return points
-        trained = self._mode(True)
+        trained = self._estimator()
         moving = Points(points.weights, {n: b.clone() for n, b in points.buffers.items()})
         seen = 0.0
         for batch, share, keys in self._chunks(trained, points):
@@ -315,6 +316,18 @@ class Objective:
             self._modes[training] = Mode(self._module, training, self._loss, self.execution, self.memory)
         return self._modes[training]
 
+    def _estimator(self) -> Mode:
+        """Training mode with statistics of whole chunks; under the policy "batch" ghost batches stay."""
+        if not any(getattr(norm, "ghost", None) for norm in self._mode(True).template.norms):
+            return self._mode(True)
+        if None not in self._modes:
+            made = Mode(self._module, True, self._loss, self.execution, self.memory)
+            for norm in made.template.norms:
+                if getattr(norm, "ghost", None):
+                    norm.ghost = None  # type: ignore[assignment]
+            self._modes[None] = made
+        return self._modes[None]
+
     def _data(self, points: Points) -> Data:
         assert self.data is not None
         like = next(iter(points.weights.values()))
@@ -338,8 +351,9 @@ class Objective:
             yield data.all(), 1.0, common_key(0, device)
             return
         for number, a in enumerate(range(0, total, size)):
-            index = torch.arange(a, min(a + size, total), device=device)
-            yield data.take(index), len(index) / total, common_key(number, device)
+            rows = slice(a, min(a + size, total))
+            batch = map_nest(lambda t, rows=rows: t[rows], data.examples)  # views
+            yield batch, (rows.stop - rows.start) / total, common_key(number, device)
 
 
 def _examples(task: Task, data: Any) -> Data | None:
