@@ -358,6 +358,10 @@ def test_no_trace_is_left() -> None:
         ({"batch": None}, "without a batch"),
         ({"loss": lambda m, b: m(b[0]).sum(1)}, r"shape \[7\], a scalar was wanted"),
         ({"batch": (torch.full((7, 4), float("inf")).double(), torch.zeros(7).long())}, "the batch holds 28"),
+        (
+            {"network": mlp(4, 5, 3, batch_norm=True)().double(), "batch": tuple(t[:1] for t in batch(4))},
+            "two examples or more",
+        ),
     ],
 )
 def test_errors(change: dict[str, Any], told: str) -> None:
