@@ -87,6 +87,15 @@ def test_constants_with_rounding_are_constant() -> None:
     assert standardise(x).constant.tolist() == [True, False]
 
 
+@pytest.mark.parametrize("fit", [standardise, whiten, lambda x: whiten(x, "zca")])
+def test_a_large_mean_is_removed_in_single_precision(fit) -> None:
+    noise = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    x = 1e4 + 0.03 * noise
+    assert x.dtype == torch.float32
+    # Rounded to single precision the mean would be off by up to 0.016 of the spread.
+    assert fit(x)(x).double().mean(0).abs().max() < 1e-6
+
+
 def test_images_whole_numbers_and_precision() -> None:
     images = torch.randint(0, 256, (30, 2, 3, 3), generator=torch.Generator().manual_seed(0))
     for scaled in (standardise(images), whiten(images, "zca"), whiten(images)):

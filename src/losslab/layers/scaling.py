@@ -45,10 +45,12 @@ class Affine:
                 "pass [examples, *shape]"
             )
         flat = _floating(x).flatten(1)
+        # A mean that is large beside its feature's spread has too few digits in single precision.
+        centred = (flat.double() - self.mean.to(flat.device)).to(flat)
         if self.matrix is None:
             assert self.scale is not None
-            return ((flat - self.mean.to(flat)) * self.scale.to(flat)).reshape(x.shape)
-        y = (flat - self.mean.to(flat)) @ self.matrix.to(flat)
+            return (centred * self.scale.to(flat)).reshape(x.shape)
+        y = centred @ self.matrix.to(flat)
         return y.reshape(x.shape) if y.shape[1] == flat.shape[1] else y
 
 
