@@ -17,9 +17,9 @@ class NoisyBatchNorm(BatchNorm):
     At each step every unit j draws a shift ``mu_j ~ U(-mean_range, mean_range)`` and a scale
     ``sigma_j ~ U(1, scale_range)``; each example then draws ``m ~ U(mu_j - mean_jitter, mu_j + mean_jitter)``
     and ``s ~ N(sigma_j, scale_jitter^2)`` and its activation becomes ``s a + m`` (at strength 1). The noise
-    has neither mean zero nor variance one, and another distribution at every step. The algorithm is that of
-    the noisy batch norm in the appendix of Santurkar et al., How Does Batch Normalization Help Optimization?
-    (2018).
+    has neither mean zero nor variance one, and another distribution at every step. The algorithm follows the
+    noisy batch norm in the appendix of Santurkar et al., How Does Batch Normalization Help Optimization?
+    (2018); its default ranges are recalled from there, not read again.
 
     A channel of a convolution is one unit: it draws once a step and once an example, and all its positions
     share the draw. Draws are `torch.rand_like` and `torch.randn_like`, so that each member of a population

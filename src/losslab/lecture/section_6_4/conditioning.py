@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables, decided_by
+from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables, Verdict, decided_by
 from losslab.lecture.figures import figure, intervals, lines, predicted, reference, spread
 from losslab.lecture.numbers import number
 from losslab.lecture.section_6_4.input_scaling import CENTRED, RAW, STANDARD, fitted
@@ -172,6 +172,9 @@ def _judge_rates(table: pd.DataFrame) -> list[Finding]:
         told = f"median {number(middle[PLAIN][name])} without, {number(middle[NORMALISED][name])} with"
         shared = float(middle[ONE_RATE][name])
         told += "" if np.isnan(shared) else f", {number(shared)} with one rate for all"
+        if not (middle[PLAIN][name] or middle[NORMALISED][name]):
+            told += ": no rate works either way in these steps, so nothing is compared"
+            finding = replace(finding, verdict=Verdict.UNDECIDED)
         findings.append(replace(finding, note=f"{told}; {finding.note}"))
     chosen = best(table)
     scaled, normalised = (
@@ -275,7 +278,9 @@ C42 = Claim(
         "with scales from 1/100 to 100 no rate reaches the target with it or without it.",
         "The wide range is that of w's rate, with γ and β at 1/2 as in Cai, Li & Shen's setting. Their own "
         "curvature is 1, so where all share one rate, 2 is the end. Which arms and grids to run was settled "
-        "after a first look; the thresholds were not touched.",
+        "after a first look; the thresholds were not touched. Where no rate works with or without, "
+        "the finding "
+        "was first called one that does not hold; it is undecided, for nothing was compared.",
         "A rate works when the excess loss falls to a tenth of the loss of the best constant within "
         f"{STEPS} full-batch steps and stays there. All rates are reported, so none is tuned.",
         "Jitter is counted as steps on which the gradient turns by more than 90 degrees. It is a matter of "

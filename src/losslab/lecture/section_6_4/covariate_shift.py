@@ -17,7 +17,14 @@ from losslab.layers import he, xavier
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables, Verdict
 from losslab.lecture.figures import figure, lines, reference, spread
 from losslab.lecture.numbers import number
-from losslab.lecture.section_6_4.probes import ARMS, TUNING_SEEDS, at_equal_loss, edges, paired_ratios
+from losslab.lecture.section_6_4.probes import (
+    ARMS,
+    TUNING_SEEDS,
+    at_equal_loss,
+    edges,
+    paired_ratios,
+    training_loss,
+)
 from losslab.lecture.section_6_4.runs import Arm
 from losslab.lecture.training import trained
 from losslab.lecture.tuning import Tuning, rates, tune
@@ -153,6 +160,7 @@ def measured(setting: Setting, arm: Arm, lr: float) -> pd.DataFrame:
     import pandas as pd
 
     task, seeds = setting.task(arm), list(range(setting.seeds))
+    whole = training_loss(task)
     tables: list[pd.DataFrame] = []
 
     def look(population: Population) -> None:
@@ -161,25 +169,23 @@ def measured(setting: Setting, arm: Arm, lr: float) -> pd.DataFrame:
         found = gradient_shift(population, lr=lr, batch=batch, layers=layers).table
         depth = {name: k for k, name in enumerate(layers, start=1)}
         found["depth"] = found["layer"].map(depth)
+        loss = whole.value(population.points).numpy(force=True)
+        found = found.assign(updates=population.step, train_loss=loss[found["member"]])
         # Below the first layer there is nothing that could shift it.
-        tables.append(found[found["depth"] > 1].assign(updates=population.step))
+        tables.append(found[found["depth"] > 1])
 
     look(_trained(setting, task, [lr] * len(seeds), seeds, 0))
     every = setting.every
-    population = _trained(
+    _trained(
         setting,
         task,
         [lr] * len(seeds),
         seeds,
         setting.steps,
-        evaluate=every,
-        evaluate_on=["train"],
         record=lambda step: (step + 1) % every == 0,
         watch=look,
     )
-    losses = population.history[["member", "step", "train_loss"]].rename(columns={"step": "updates"})
-    found = pd.concat(tables, ignore_index=True).merge(losses, on=["member", "updates"], how="left")
-    return found.rename(columns={"member": "seed"}).drop(columns="layer")
+    return pd.concat(tables, ignore_index=True).rename(columns={"member": "seed"}).drop(columns="layer")
 
 
 def batch_at(task: Task, setting: Setting, step: int) -> Any:
@@ -305,8 +311,10 @@ C50 = Claim(
     caveats=(
         "The shift so defined grows with the learning rate and with the gradient. It is therefore "
         "measured in units of the gradient, with both arms at one rate, that which suits the network "
-        "without batch norm; the same runs are compared once more at equal training loss. Settled after a "
-        "first run, in which two of ten linear networks diverged: runs that diverge count as infinite.",
+        "without batch norm; the same runs are compared once more at equal training loss.",
+        "Settled after a first run, in which two of ten linear networks diverged: runs that diverge count as "
+        "infinite, and the training loss at which runs are compared is that with batch statistics, no longer "
+        "that of evaluation mode, whose averages lag behind.",
         "It is defined for a step of plain gradient descent on one batch, both gradients on this batch; the "
         "weights and the biases of the linear layers count as layers, and batch norm's own parameters step "
         "with the layers below.",

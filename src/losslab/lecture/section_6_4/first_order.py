@@ -156,6 +156,8 @@ C52 = Claim(
         "batch norm changes. The error of relative steps, which does not see the scale of the weights, is "
         "reported beside it.",
         "Each arm is trained at its own tuned rate. At equal training loss, errors are interpolated between "
-        "probes 20 updates apart.",
+        "probes 20 updates apart. Settled after a first run: the training loss is that with batch "
+        "statistics, "
+        "not that of evaluation mode, whose averages lag behind.",
     ),
 )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PAPER = NOISY[0]
-"""The noise of the paper's algorithm; the others are its multiples."""
+"""The noise of `NoisyBatchNorm` at strength 1; the others are its multiples."""
 
 TRAINING, EVALUATED = "in training mode", "in evaluation mode"
 
@@ -65,7 +65,7 @@ def accuracy_experiment(lab: Lab) -> Tables:
 
 
 def deciding(findings: Sequence[Finding]) -> Verdict:
-    """The overall verdict: findings on the paper's noise decide, its multiples are context."""
+    """The overall verdict: findings on noise of strength 1 decide, its multiples are context."""
     return agreement([finding for finding in findings if PAPER.name in finding.name])
 
 
@@ -164,7 +164,8 @@ BETTER = "at least as accurate as the standard network"
 
 
 def accuracy_judge(tables: Tables) -> list[Finding]:
-    """The cost of noise against the gain of batch norm, and the paper's noise against no norm, both modes."""
+    """The cost of noise against the gain of batch norm, and noise of strength 1 against no norm, "
+    "both modes."""
     groups = list(tables["accuracies"].groupby(["network", "mode"], sort=False))
     return [
         finding

@@ -174,34 +174,41 @@ def probed(task: Task, setting: Setting, lr: float) -> pd.DataFrame:
     assert task.train is not None
     seeds = list(range(setting.seeds))
     objective = Objective(task, data=batch_at(task, setting, 0), execution=setting.execution)
+    whole = training_loss(task, setting.execution)
     tables: list[pd.DataFrame] = []
 
     def probe(population: Population) -> None:
         here = objective.on(batch_at(task, setting, population.step))
+        loss = whole.value(population.points).numpy(force=True)
         parts = [
             # Gradients all the way along the raw steps; losses are enough for the relative ones.
             smoothness(here, population.points, relative=(), modes=["batch"]),
             smoothness(here, population.points, raw=(), modes=["batch"], gradients=False, curvature=False),
         ]
         for part in parts:
-            tables.append(part.summary.drop(columns="mode").assign(updates=population.step))
+            rows = part.summary.drop(columns="mode").assign(updates=population.step)
+            tables.append(rows.assign(train_loss=loss[rows["member"]]))
 
     probe(_trained(task, setting, [lr] * len(seeds), seeds, 0))
     every = setting.every
-    population = _trained(
+    _trained(
         task,
         setting,
         [lr] * len(seeds),
         seeds,
         setting.steps,
-        evaluate=every,
-        evaluate_on=["train"],
         record=lambda step: (step + 1) % every == 0,
         watch=probe,
     )
-    losses = population.history[["member", "step", "train_loss"]].rename(columns={"step": "updates"})
-    found = pd.concat(tables, ignore_index=True).merge(losses, on=["member", "updates"], how="left")
-    return found.rename(columns={"member": "seed"}).assign(lr=lr)
+    return pd.concat(tables, ignore_index=True).rename(columns={"member": "seed"}).assign(lr=lr)
+
+
+def training_loss(task: Task, execution: str = "stacked") -> Objective:
+    """The loss over all training data as training sees it: batch norm by the data's own statistics.
+
+    In evaluation mode a network with batch norm would be told by averages that lag behind it.
+    """
+    return Objective(task, chunk=2000, execution=execution)
 
 
 def batch_at(task: Task, setting: Setting, step: int) -> Any:

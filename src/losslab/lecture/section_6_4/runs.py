@@ -56,10 +56,10 @@ class Arm(NamedTuple):
 STANDARD = Arm("standard", None)
 NORMALISED = Arm("batch norm", 0.0)
 NOISY = tuple(Arm(f"noisy batch norm ×{k}", float(k)) for k in (1, 2, 4))
-"""The paper's noise and its multiples."""
+"""Noise of the standard strength, and its multiples."""
 
 FEW = 5
-"""The most seeds of an arm with a multiple of the paper's noise."""
+"""The most seeds of an arm with a multiple of the standard noise."""
 
 
 @dataclass(frozen=True)

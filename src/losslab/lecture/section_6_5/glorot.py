@@ -59,7 +59,9 @@ def _judge_training(tables: Tables) -> list[Finding]:
                delta, least, f"points; {note}"),
         paired("sigmoid has the largest test error", errors["sigmoid"] - others, delta, least,
                f"points above the worst of the others, seed by seed; its median is {number(middle)}, and "
-               "guessing errs in 90 per cent"),
+               "guessing errs in 90 per cent: where it guesses, it has not begun to learn at any "
+               "rate, and its "
+               "rate is a tie among failures"),
         paired(SOFTSIGN, errors["softsign"] - errors["softsign N"], delta, least,
                "points; in the paper's MNIST column softsign is better without"),
     ]  # fmt: skip
