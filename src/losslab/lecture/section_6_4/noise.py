@@ -164,8 +164,7 @@ BETTER = "at least as accurate as the standard network"
 
 
 def accuracy_judge(tables: Tables) -> list[Finding]:
-    """The cost of noise against the gain of batch norm, and noise of strength 1 against no norm, "
-    "both modes."""
+    """The cost of noise against the gain of batch norm; noise of strength 1 against no norm; both modes."""
     groups = list(tables["accuracies"].groupby(["network", "mode"], sort=False))
     return [
         finding
