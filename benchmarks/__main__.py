@@ -11,25 +11,33 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import adapters, lecture, normalisation, populations, startup
+from benchmarks import adapters, curvature, lecture, normalisation, populations, startup
 from benchmarks.measure import Row
 
-SUITES = ("populations", "normalisation", "adapters", "startup", "lecture")
+SUITES = ("populations", "normalisation", "curvature", "adapters", "startup", "lecture")
+LONG = ("curvature-resnet",)
 
 
 def main() -> None:
     """Runs the suites asked for; exit code 1 when a bar is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; all by default")
+    parser.add_argument(
+        "suites",
+        nargs="*",
+        metavar="SUITE",
+        help=f"of {', '.join(SUITES)}, all by default; {', '.join(LONG)} too",
+    )
     parser.add_argument(
         "--data", default=None, help="folder with mnist/; without it LeNet gets noise of that shape"
     )
     options = parser.parse_args()
-    if wrong := set(options.suites) - set(SUITES):
-        parser.error(f"no suite is named {', '.join(sorted(wrong))}: choose of {', '.join(SUITES)}")
+    if wrong := set(options.suites) - {*SUITES, *LONG}:
+        parser.error(f"no suite is named {', '.join(sorted(wrong))}: choose of {', '.join(SUITES + LONG)}")
     suites = {
         "populations": lambda: populations.rows(options.data),
         "normalisation": lambda: normalisation.rows(options.data),
+        "curvature": lambda: curvature.rows(options.data),
+        "curvature-resnet": lambda: curvature.residual_rows(options.data),
         "adapters": adapters.rows,
         "startup": startup.rows,
         "lecture": lecture.rows,

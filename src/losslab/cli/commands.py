@@ -169,6 +169,122 @@ class Smoothness:
 
 
 @dataclass(frozen=True)
+class Curvature:
+    """Measure how the loss bends at a point: eigenvalues, density, layers, the largest stable rate."""
+
+    task: Annotated[str, tyro.conf.Positional]
+    """FILE.py:NAME of a Task (or of a function that returns one), or digits, mnist, cifar10, ..."""
+    run_folder: Annotated[Path | None, tyro.conf.arg(name="run")] = None
+    """Folder of a run saved by `losslab train --out`; without it, a network as it starts."""
+    member: int = 0
+    """Which network of the run; without a run, its seed."""
+    k: int = 10
+    """Largest eigenvalues."""
+    matrix: Literal["hessian", "gauss-newton", "fisher"] = "hessian"
+    """Which matrix."""
+    density: bool = False
+    """Also the density of the whole spectrum."""
+    layers: bool = False
+    """Also each layer's own block."""
+    lr: float | None = None
+    """Learning rate to compare with the stability limit; the run's own by default."""
+    tol: float = 1e-3
+    """Residual wanted, relative to the largest eigenvalue."""
+    examples: int | None = None
+    """Only the first training examples."""
+    batch_norm: Literal["batch", "running", "re-estimate"] = "batch"
+    """Statistics that batch norm uses: the batch's, the running ones, or re-estimated ones."""
+    dtype: str = "float32"
+    """float32, float64 or bfloat16."""
+    data: Path | None = None
+    """Folder with mnist/ and cifar10/."""
+    out: Path | None = None
+    """A page to write: figures, sentences, tables."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        from losslab.cli.curvature import curvature
+
+        curvature(self)
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """Measure loss and error on a line or a plane of weight space, through a run's networks or around one."""
+
+    task: Annotated[str, tyro.conf.Positional]
+    """FILE.py:NAME of a Task (or of a function that returns one), or digits, mnist, cifar10, ..."""
+    run_folder: Annotated[Path, tyro.conf.arg(name="run")]
+    """Folder of a run saved by `losslab train --out`."""
+    members: tuple[int, ...] = ()
+    """Two members for a line, three for a plane, one for random directions; by default the first three."""
+    random: int | None = None
+    """So many random directions around one member instead."""
+    normalise: Literal["filter", "layer", "global", "unit"] = "filter"
+    """How long random directions are: as the weights' filters, layers or all of them, or one."""
+    seed: int = 0
+    """Of the random directions."""
+    points: int = 51
+    """Points along each axis."""
+    margin: float = 0.25
+    """How far beyond the networks, as a share of their distance."""
+    batch_norm: Literal["re-estimate", "running", "batch"] = "re-estimate"
+    """Statistics that batch norm uses: re-estimated at each point, the running ones, or the batch's."""
+    keep: Path | None = None
+    """A file that keeps what is measured; a run that was killed goes on from it."""
+    data: Path | None = None
+    """Folder with mnist/ and cifar10/."""
+    out: Path | None = None
+    """A page to write: figures, sentences, tables."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        from losslab.cli.paths import landscape
+
+        landscape(self)
+
+
+@dataclass(frozen=True)
+class Connect:
+    """Find paths of low loss between the networks of a run, and compare them with straight ones."""
+
+    task: Annotated[str, tyro.conf.Positional]
+    """FILE.py:NAME of a Task (or of a function that returns one), or digits, mnist, cifar10, ..."""
+    run_folder: Annotated[Path, tyro.conf.arg(name="run")]
+    """Folder of a run saved by `losslab train --out`."""
+    members: tuple[int, ...] = ()
+    """Which networks, each with each; by default the first four."""
+    method: Literal["polychain", "bezier", "autoneb", "dss", "linear"] = "polychain"
+    """Trained chains or Bezier curves, elastic bands that grow, strings below a level, or straight lines."""
+    align: bool = False
+    """Also the same between networks whose units have been put in the order of the first one's."""
+    bends: int = 1
+    """Bends of a chain or a Bezier curve."""
+    level: float | None = None
+    """Loss that a string must stay below; by default 1.1 times the higher end's plus 0.01."""
+    steps: int | None = None
+    """Updates; each method has its own by default."""
+    lr: float | None = None
+    """Learning rate; each method has its own by default."""
+    batch_size: int | None = 128
+    """Examples a batch."""
+    seed: int = 0
+    """Of batches and draws."""
+    batch_norm: Literal["re-estimate", "running", "batch"] = "re-estimate"
+    """Statistics that batch norm uses: re-estimated at each point, the running ones, or the batch's."""
+    data: Path | None = None
+    """Folder with mnist/ and cifar10/."""
+    out: Path | None = None
+    """A page to write: figures, sentences, tables."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        from losslab.cli.paths import connect
+
+        connect(self)
+
+
+@dataclass(frozen=True)
 class Rules:
     """List the update rules, or show one rule's page."""
 
@@ -187,13 +303,16 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Signals, tyro.conf.subcommand("signals")]
     | Annotated[Smoothness, tyro.conf.subcommand("smoothness")]
+    | Annotated[Curvature, tyro.conf.subcommand("curvature")]
+    | Annotated[Landscape, tyro.conf.subcommand("landscape")]
+    | Annotated[Connect, tyro.conf.subcommand("connect")]
     | Annotated[Rules, tyro.conf.subcommand("rules")]
 )
 
 
 def parse(arguments: Sequence[str]) -> None:
     """Parses a command line and runs its command."""
-    command: Lecture | Train | Signals | Smoothness | Rules = tyro.cli(
+    command: Lecture | Train | Signals | Smoothness | Curvature | Landscape | Connect | Rules = tyro.cli(
         Command,
         prog="losslab",
         description="A laboratory for the optimization of neural networks.",

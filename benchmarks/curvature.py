@@ -1,0 +1,297 @@
+"""Curvature against PyHessian, curvlinops with scipy's eigsh, and hessian-eigenthings, at equal accuracy."""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import losslab
+from benchmarks.measure import Row, interleaved
+from losslab.curvature import Hessian, density, eigenpairs, trace
+from losslab.engine import Objective, Points
+from losslab.tasks import Data, mlp, resnet20
+
+ACCURACY = 1e-3
+"""True residual, relative to the largest eigenvalue, that every eigenpair of every contender must have."""
+
+PAIRS = 5
+PROBES, STEPS = 4, 40
+ROUNDS = 3
+
+Pairs = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Place:
+    """A trained network and the examples that its loss is measured on."""
+
+    name: str
+    task: losslab.Task
+    module: nn.Module
+    batch: tuple[Tensor, Tensor]
+    points: Points = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.points = Points.from_modules([self.module])
+
+    def hessian(self, strategy: str = "auto") -> Hessian:
+        """A fresh operator: nothing is kept from an earlier call."""
+        return Hessian(Objective(self.task, batch_norm="running"), self.points, strategy=strategy)
+
+    def network(self) -> nn.Module:
+        """The network for a peer: a copy, in the only mode that all peers can measure in."""
+        return copy.deepcopy(self.module).eval()
+
+
+def mlp_place(folder: str | None) -> Place:
+    """784-300-100-10 tanh after 200 steps of Adam on 4096 MNIST images."""
+    return _trained("MLP", mlp(784, 300, 100, 10, activation="tanh"), "mnist", folder, 4096, (784,))
+
+
+def resnet_place(folder: str | None) -> Place:
+    """ResNet-20 after 200 steps of Adam on 2000 CIFAR-10 images."""
+    return _trained("ResNet-20", resnet20(), "cifar10", folder, 2000, (3, 32, 32))
+
+
+def _trained(
+    name: str,
+    model: Callable[[], nn.Module],
+    source: str,
+    folder: str | None,
+    examples: int,
+    shape: tuple[int, ...],
+) -> Place:
+    if folder is not None and (Path(folder) / source).exists():
+        data = getattr(losslab.tasks, source)(folder).train.head(examples)
+    else:
+        g = torch.Generator().manual_seed(0)
+        data = Data.of(
+            (torch.randn(examples, *shape, generator=g), torch.randint(0, 10, (examples,), generator=g))
+        )
+    task = losslab.supervised(model, data, name=name)
+    found = losslab.train(
+        task, losslab.rules.Adam(lr=1e-3), steps=200, batch_size=128, evaluate=None, progress=False
+    )
+    return Place(name, task, found[0], data.all())
+
+
+# -- the contenders: each gives values [k] and vectors [P, k] ----------------------------------------------
+
+
+def ours(place: Place, second_look: bool) -> Pairs:
+    """This library, from nothing."""
+    found = eigenpairs(place.hessian(), PAIRS, second_look=second_look)
+    return found.values, found.vectors
+
+
+def pyhessian(place: Place, tol: float) -> Pairs:
+    """Power iteration with deflation on a kept graph."""
+    from pyhessian import hessian
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        computed = hessian(place.network(), nn.CrossEntropyLoss(), data=place.batch, cuda=False)
+        values, vectors = computed.eigenvalues(maxIter=2000, tol=tol, top_n=PAIRS)
+    columns = [torch.cat([part.flatten() for part in vector]) for vector in vectors]
+    return torch.tensor(values, dtype=torch.float64), torch.stack(columns, dim=1)
+
+
+def curvlinops(place: Place, tol: float) -> Pairs:
+    """Eigsh of scipy on curvlinops' Hessian."""
+    from curvlinops import HessianLinearOperator
+    from scipy.sparse.linalg import eigsh
+
+    network = place.network()
+    matrix = HessianLinearOperator(network, nn.CrossEntropyLoss(), list(network.parameters()), [place.batch])
+    values, vectors = eigsh(matrix.to_scipy(), k=PAIRS, which="LA", tol=tol)
+    return torch.as_tensor(values), torch.as_tensor(vectors)
+
+
+def eigenthings(place: Place) -> None:
+    """The density by hessian-eigenthings."""
+    from hessian_eigenthings import HessianOperator, spectral_density, supervised_loss
+
+    matrix = HessianOperator(place.network(), [place.batch], supervised_loss(F.cross_entropy))
+    spectral_density(matrix, num_runs=PROBES, lanczos_steps=STEPS, num_grid_points=400)
+
+
+# -- rows ----------------------------------------------------------------------------------------------------
+
+
+def products(place: Place, rounds: int = 10, barred: bool = True) -> list[Row]:
+    """A product against a gradient, on the kept graph and recomputed.
+
+    The bars are the MLP's: its first layer, most of the work, has no gradient in its input. A convolution in
+    the middle takes three convolutions for a gradient and six for a product even on a kept graph.
+    """
+    vector = torch.randn(place.points.parameters, generator=torch.Generator().manual_seed(0))
+    kept, recomputed = place.hessian("kept"), place.hessian("recomputed")
+    module, (x, y) = place.network(), place.batch
+    weights = list(module.parameters())
+    seconds = interleaved(
+        {
+            "gradient": lambda: torch.autograd.grad(F.cross_entropy(module(x), y), weights),
+            "kept": lambda: kept @ vector,
+            "recomputed": lambda: recomputed @ vector,
+        },
+        rounds,
+        warmup=1,
+    )
+    rows = []
+    for name, bar in (("kept", 1.4), ("recomputed", 2.3)):
+        ratio = seconds[name] / seconds["gradient"]
+        told = f"{ratio:.2f} gradients ({1e3 * seconds[name]:.0f} ms)"
+        wanted = (f"<= {bar}", ratio <= bar) if barred else ("", None)
+        rows.append(Row(f"{place.name}: a product, graph {name}", told, *wanted))
+    return rows
+
+
+def worst(place: Place, pairs: Pairs) -> float:
+    """The largest true residual of eigenpairs, relative to the largest eigenvalue."""
+    values, vectors = pairs[0], pairs[1].float()
+    residuals = place.hessian() @ vectors - vectors * values.float()
+    return float(residuals.norm(dim=0).max() / values.max())
+
+
+def equally_accurate(place: Place, contender: Callable[[Place, float], Pairs]) -> float:
+    """The loosest tolerance at which a contender meets the accuracy."""
+    for tol in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7):
+        if worst(place, contender(place, tol)) <= ACCURACY:
+            return tol
+    raise RuntimeError(f"{contender.__name__} does not reach {ACCURACY} on {place.name}")
+
+
+def largest(place: Place, rounds: int = ROUNDS) -> list[Row]:
+    """The five largest eigenpairs; the second look for copies is something that no peer does."""
+    for second_look in (False, True):
+        assert worst(place, ours(place, second_look)) <= ACCURACY
+    tols = {
+        "PyHessian": equally_accurate(place, pyhessian),
+        "curvlinops": equally_accurate(place, curvlinops),
+    }
+    seconds = interleaved(
+        {
+            "ours": lambda: ours(place, False),
+            "looked again": lambda: ours(place, True),
+            "PyHessian": lambda: pyhessian(place, tols["PyHessian"]),
+            "curvlinops": lambda: curvlinops(place, tols["curvlinops"]),
+        },
+        rounds,
+        warmup=0,
+    )
+    what = f"{place.name}: {PAIRS} largest eigenpairs"
+    rows = [Row(what, f"{seconds['ours']:.2f} s, {seconds['looked again']:.2f} s with the second look")]
+    for peer, bar in (("PyHessian", 6.0), ("curvlinops", 3.0)):
+        ratios = [seconds[peer] / seconds[name] for name in ("ours", "looked again")]
+        theirs = f"{seconds[peer]:.1f} s, tol {tols[peer]:g}"
+        told = f"{ratios[0]:.1f} times faster, {ratios[1]:.1f} with it ({theirs})"
+        rows.append(Row(f"  against {peer}", told, f">= {bar:g} times", ratios[0] >= bar))
+    return rows
+
+
+def spectrum(place: Place, rounds: int = ROUNDS) -> Row:
+    """A density of 4 probes and 40 steps."""
+    found = density(place.hessian(), PROBES, STEPS)
+    exact = trace(place.hessian(), 60)
+    mean = found.moment()
+    size = place.points.parameters
+    assert float(mean.low) * size <= float(exact.high)
+    assert float(exact.low) <= float(mean.high) * size
+    seconds = interleaved(
+        {
+            "ours": lambda: density(place.hessian(), PROBES, STEPS)(),
+            "theirs": lambda: eigenthings(place),
+        },
+        rounds,
+        warmup=0,
+    )
+    ratio = seconds["theirs"] / seconds["ours"]
+    told = f"{ratio:.2f} times faster ({seconds['ours']:.1f} s, {seconds['theirs']:.1f} s)"
+    what = f"{place.name}: density {PROBES} x {STEPS} against hessian-eigenthings"
+    return Row(what, told, ">= 1.8 times", ratio >= 1.8)
+
+
+# -- memory --------------------------------------------------------------------------------------------------
+
+
+def resident() -> float:
+    """MiB that the process holds now."""
+    with open("/proc/self/statm") as told:
+        return int(told.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def peak_of(call: Callable[[], object]) -> float:
+    """MiB by which the peak of the resident size rises above what is held before, within this process."""
+    from losslab.engine.memory import release_freed_memory
+
+    release_freed_memory()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident()
+    call()
+    with open("/proc/self/status") as told:
+        high = next(int(line.split()[1]) / 1024 for line in told if line.startswith("VmHWM"))
+    return high - before
+
+
+def memory(place: Place) -> Row:
+    """Peak memory of the eigenpairs against that of a gradient, basis apart."""
+    module, (x, y) = place.network(), place.batch
+    weights = list(module.parameters())
+
+    def gradient() -> object:
+        return torch.autograd.grad(F.cross_entropy(module(x), y), weights)
+
+    gradient()
+    few = Place(place.name, place.task.replace(train=place.task.train.head(64)), place.module, place.batch)
+    ours(few, True)  # what is loaded once is nobody's
+    one = peak_of(gradient)
+    whole = peak_of(lambda: ours(place, True))
+    basis = (max(4 * PAIRS, PAIRS + 30) + 1) * 4 * place.points.parameters / 2**20
+    ratio = (whole - basis) / one
+    told = f"{ratio:.1f} gradients ({whole:.0f} MiB, basis {basis:.0f}, a gradient {one:.0f})"
+    return Row(
+        f"{place.name}: peak memory of the eigenpairs, basis apart", told, "<= 3 gradients", ratio <= 3
+    )
+
+
+def rows(folder: str | None) -> list[Row]:
+    """All rows of this suite."""
+    place = mlp_place(folder)
+    found = [*products(place), *largest(place), spectrum(place)]
+    return [*found, memory(place)] if sys.platform == "linux" else found
+
+
+def residual_rows(folder: str | None) -> list[Row]:
+    """ResNet-20, where a product takes seconds and a round minutes: each contender once.
+
+    PyHessian is not among them: its graph of 2000 examples does not fit 16 GiB.
+    """
+    place = resnet_place(folder)
+    return [*products(place, rounds=1, barred=False), *_once(place)]
+
+
+def _once(place: Place) -> list[Row]:
+    seconds = {}
+    for name, call in (("ours", lambda: ours(place, False)), ("curvlinops", lambda: curvlinops(place, 1e-1))):
+        begun = time.perf_counter()
+        found = call()
+        seconds[name] = time.perf_counter() - begun
+        assert worst(place, found) <= ACCURACY
+    told = f"{seconds['curvlinops'] / seconds['ours']:.1f} times faster ({seconds['curvlinops']:.0f} s)"
+    return [
+        Row(f"{place.name}: {PAIRS} largest eigenpairs", f"{seconds['ours']:.0f} s"),
+        Row("  against curvlinops", told),
+    ]
+
+
+__all__ = ["residual_rows", "rows"]

@@ -1,0 +1,207 @@
+"""``losslab curvature``: the spectrum of the loss at a point, and what it says about the learning rate."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from losslab.cli.runs import saved_points
+from losslab.cli.terminal import terminal
+from losslab.errors import LosslabError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+    from losslab.cli.commands import Curvature
+    from losslab.curvature import Density, Eigenpairs, Operator
+    from losslab.engine import Points
+    from losslab.tasks import Task
+
+DESCENT = ("gd", "sgd")
+"""Rules whose rate the stability limit of gradient descent speaks of."""
+
+BARS = 12
+"""Rows of the printed density."""
+
+
+def curvature(command: Curvature) -> None:
+    """Measures, prints the tables and the sentences, writes the page."""
+    from losslab import curvature as room
+    from losslab.engine import Objective
+    from losslab.tasks import load_task
+
+    if command.examples is not None and command.examples < 1:
+        raise LosslabError(f"--examples is {command.examples}: pass at least 1")
+    task = load_task(command.task, folder=command.data)
+    points, rule = start_of(task, command.run_folder, command.member)
+    data = task.train if task.train is None or command.examples is None else task.train.head(command.examples)
+    objective = Objective(task, "train" if data is None else data, batch_norm=command.batch_norm)
+    begun = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        kinds = {"hessian": room.Hessian, "gauss-newton": room.GaussNewton, "fisher": room.EmpiricalFisher}
+        operator: Operator = kinds[command.matrix](objective, points.to(dtype=_dtype(command.dtype)))
+        k = min(command.k, operator.size)
+        found = {"largest": room.eigenpairs(operator, k, "largest", tol=command.tol)}
+        found["smallest"] = room.eigenpairs(operator, 1, "smallest", tol=command.tol)
+        trace = room.trace(operator)
+        density = room.density(operator) if command.density else None
+        layers = room.by_layer(operator) if command.layers else None
+    for notice in dict.fromkeys([*(str(w.message) for w in caught), *operator.notes]):
+        print(f"losslab: {notice}", file=sys.stderr)
+    eigenvalues = tabled(found)
+    told = sentences(objective, operator, found, command.lr or _rate(rule))
+    told.append(f"Trace {trace}; {operator.size} weights.")
+    console = terminal()
+    console.print(_printed(eigenvalues, f"{task.name}: {operator.kind}"))
+    if density is not None:
+        console.print(_bars(density))
+    if layers is not None:
+        console.print(_printed(layers, "Layer by layer, the others held"))
+    for sentence in told:
+        console.print(f"• {sentence}", highlight=False)
+    seconds = time.perf_counter() - begun
+    console.print(f"{operator.products} products of the whole, {seconds:.1f} s", style="dim")
+    if command.out is not None:
+        _write(command, f"{operator.kind} of {task.name}", eigenvalues, density, layers, told)
+        console.print(f"open [bold]{command.out}[/bold]")
+
+
+def start_of(task: Task, run: Path | None, member: int) -> tuple[Points, dict[str, Any]]:
+    """The point to look at and the rule that led there: a member of a saved run, or a fresh network."""
+    from losslab.engine import Points, checkpoints, randomness
+    from losslab.tasks import build
+
+    if run is None:
+        with randomness.seeded(member, "init"):
+            return Points.from_modules([build(task)]), {}
+    saved = saved_points(task, run)
+    if not 0 <= member < saved.members:
+        raise LosslabError(f"--member is {member} and the run has members 0 to {saved.members - 1}: pass one")
+    _, meta = checkpoints.read(run / "population.safetensors" if run.is_dir() else run)
+    rule = {n: v[member] if isinstance(v, list) else v for n, v in meta["settings"]["rule"].items()}
+    return saved.select([member]), rule
+
+
+def sentences(
+    objective: Any, operator: Operator, found: dict[str, Eigenpairs], lr: float | None
+) -> list[str]:
+    """What the numbers mean."""
+    from losslab.curvature import stability_sentence
+
+    loss, gradient = objective.gradient(operator.points)
+    size = float(gradient.matrix().norm())
+    top, low = (float(pairs.values[0]) for pairs in found.values())
+    error = float(found["largest"].bounds[0])
+    told = [f"Loss {float(loss):.4g}, gradient norm {size:.3g}."]
+    limit = f"{2 / top:.4g}" if top > 0 else "infinite"
+    if lr is not None:
+        told.append(f"For plain gradient descent, {stability_sentence(lr, top, error)}.")
+    else:
+        told.append(f"The stability limit of plain gradient descent, 2/lambda_max, is {limit}.")
+    if low < -float(found["smallest"].bounds[0]):
+        told.append(f"The loss bends down along at least one direction: lambda_min = {low:.3g}.")
+    told += [f"{which.capitalize()}: {pairs.sentence}." for which, pairs in found.items()]
+    return told
+
+
+def tabled(found: dict[str, Eigenpairs]) -> pd.DataFrame:
+    """The eigenvalues, one row each."""
+    import pandas as pd
+
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "end": which,
+                    "eigenvalue": pairs.values.tolist(),
+                    "error": pairs.bounds.tolist(),
+                    "residual": pairs.residuals.tolist(),
+                    "converged": ["yes" if c else "no" for c in pairs.converged.tolist()],
+                }
+            )
+            for which, pairs in found.items()
+        ],
+        ignore_index=True,
+    )
+
+
+def _rate(rule: dict[str, Any]) -> float | None:
+    rate = rule.get("lr")
+    return float(rate) if rule.get("rule") in DESCENT and isinstance(rate, (int, float)) else None
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    from losslab.errors import unknown
+
+    known = ("float32", "float64", "bfloat16")
+    if name not in known:
+        raise unknown("dtype", name, known)
+    return getattr(torch, name)
+
+
+def _printed(frame: pd.DataFrame, title: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in frame.columns:
+        table.add_column(
+            str(column).replace("_", " "), justify="left" if frame[column].dtype == object else "right"
+        )
+    for row in frame.itertuples(index=False, name=None):
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+    return table
+
+
+def _bars(density: Density) -> Table:
+    """The density in a few rows, each a stretch between the ends."""
+    from rich.table import Table
+
+    low, high = float(density.nodes.min()), float(density.nodes.max())
+    step = (high - low) / BARS or 1.0
+    table = Table("eigenvalues", title="Spectral density", title_justify="left")
+    table.add_column("share", justify="right")
+    table.add_column(f"{density.level:.0%} interval")
+    for i in range(BARS):
+        ends = (low + i * step, low + (i + 1) * step)
+        edge = ends[1] if i + 1 == BARS else ends[1] - 1e-12 * step
+        share = density.share(ends[0] if i else -float("inf"), edge if i + 1 < BARS else float("inf"))
+        told = f"{float(share.low):.2%} to {float(share.high):.2%}"
+        table.add_row(f"{ends[0]:.3g} to {ends[1]:.3g}", f"{float(share.value):.3%}", told)
+    return table
+
+
+def _write(
+    command: Curvature,
+    title: str,
+    eigenvalues: pd.DataFrame,
+    density: Density | None,
+    layers: pd.DataFrame | None,
+    told: list[str],
+) -> None:
+    from losslab import provenance
+    from losslab.report import write_page
+    from losslab.report.curvature import draw_curvature
+
+    assert command.out is not None
+    settings = {k: v for k, v in asdict(command).items() if v is not None and k != "out"}
+    tables = {"Eigenvalues": eigenvalues}
+    if layers is not None:
+        tables["Layer by layer, the others held"] = layers
+    write_page(
+        Path(command.out),
+        title[0].upper() + title[1:],
+        "How the loss bends around a point: the ends of the spectrum with the error of each eigenvalue.",
+        draw_curvature(eigenvalues, density, layers),
+        told,
+        tables,
+        settings | provenance.machine(),
+        heading="What was found",
+    )

@@ -1,0 +1,166 @@
+"""A path from one place in weight space to another, and what was measured along it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from losslab.engine import Points
+from losslab.errors import LosslabError
+from losslab.paths.barriers import Barrier, barrier
+from losslab.paths.combinations import combine, joined
+from losslab.paths.landscape import Landscape, Measurements, require
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STATIONS = 61
+"""Points at which a path is measured unless told otherwise, as Garipov et al. (2018) do."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """A path and the losses and errors along it; every method gives this.
+
+    Attributes:
+        frame: The points that define it: ends, bends, images of a band.
+        coefficients: The points along it as combinations of the frame, ``[T, K]``; the first and the last are
+            the ends themselves.
+        t: Their parameter, from 0 to 1, ``[T]``.
+        values: Name -> ``[T]``: ``train_loss``, ``train_error``, ...
+        method: How it was found.
+        found: Whether the method found what it looks for; a string that did not connect says False.
+        note: What else it has to tell, a sentence, or nothing.
+    """
+
+    frame: Points
+    coefficients: Tensor
+    t: Tensor
+    values: Measurements
+    method: str
+    found: bool = True
+    note: str = ""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return require(name, self.values)
+
+    @property
+    def points(self) -> Points:
+        """The points along the path, T of them."""
+        return combine(self.frame, self.coefficients)
+
+    @property
+    def places(self) -> Tensor:
+        """Where the points stand as shares of the path's length, ``[T]``; of t where it has no length."""
+        walked = _steps(self.frame, self.coefficients).cumsum(0)
+        if not walked[-1] > 0:
+            return self.t
+        return torch.cat([torch.zeros(1, dtype=torch.float64), walked / walked[-1]])
+
+    @property
+    def length(self) -> float:
+        """Length in weight space; of a curve, that of the chain through its points."""
+        return float(_steps(self.frame, self.coefficients).sum())
+
+    @property
+    def normalised_length(self) -> float:
+        """Length as a multiple of the distance of the ends, 1 for a straight path."""
+        return self.length / float(_steps(self.frame, self.coefficients[[0, -1]]))
+
+    def barrier(self, name: str | None = None) -> Barrier:
+        """The barrier of one measurement along the path's length, by default of the first loss measured."""
+        return barrier(self[name or next(iter(self.values))], self.places)
+
+    @property
+    def summary(self) -> dict[str, float | str | bool]:
+        """Method, length, and of each measurement ends, maximum and barriers, as one row of a table."""
+        told: dict[str, float | str | bool] = {"method": self.method, "found": self.found}
+        told |= {"length": self.length, "normalised_length": self.normalised_length}
+        for name, values in self.values.items():
+            b = barrier(values, self.places)
+            told |= {f"{name}_start": float(values[0]), f"{name}_end": float(values[-1])}
+            told |= {f"{name}_highest": float(b.highest), f"{name}_barrier": float(b.over_chord)}
+            told |= {f"{name}_over_mean": float(b.over_mean), f"{name}_place": float(b.chord_place)}
+        return told
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a point: t, its place along the length, and what was measured there."""
+        import pandas as pd
+
+        columns: dict[str, Any] = {"t": self.t.numpy(), "place": self.places.numpy()}
+        return pd.DataFrame(columns | {n: v.numpy() for n, v in self.values.items()})
+
+
+def walk(
+    landscape: Landscape,
+    frames: Sequence[Points],
+    coefficients: Sequence[Tensor],
+    t: Sequence[Tensor],
+    method: str,
+) -> list[Path]:
+    """Measures many paths in one pass over the data: each has its own frame and ``[T, K]`` combinations."""
+    members = [frame.members for frame in frames]
+    whole = torch.zeros(sum(len(c) for c in coefficients), sum(members), dtype=torch.float64)
+    row = column = 0
+    for c, k in zip(coefficients, members, strict=True):
+        whole[row : row + len(c), column : column + k] = c
+        row, column = row + len(c), column + k
+    values = landscape.along(joined(*frames), whole)
+    parts = {n: v.split([len(c) for c in coefficients]) for n, v in values.items()}
+    return [
+        Path(frame, c, s, {n: v[i] for n, v in parts.items()}, method)
+        for i, (frame, c, s) in enumerate(zip(frames, coefficients, t, strict=True))
+    ]
+
+
+def ends_of(points: Points, pairs: Sequence[tuple[int, int]]) -> list[Points]:
+    """The two ends of each pair, as two points.
+
+    Raises:
+        LosslabError: No pair, a pair of one and the same member, or one that does not exist.
+    """
+    if points.members < 2:
+        raise LosslabError("a path needs two ends and there is one network: train with seeds=2")
+    if not pairs:
+        raise LosslabError("no pair was given: pass pairs such as [(0, 1)]")
+    for a, b in pairs:
+        if a == b or not (0 <= a < points.members and 0 <= b < points.members):
+            raise LosslabError(
+                f"the pair ({a}, {b}) names no two of {points.members} members: pass two different ones, "
+                f"from 0 to {points.members - 1}"
+            )
+    return [points.select([a, b]) for a, b in pairs]
+
+
+def stations(count: int) -> Tensor:
+    """``count`` even parameters from 0 to 1.
+
+    Raises:
+        LosslabError: Fewer than two.
+    """
+    if count < 2:
+        raise LosslabError(f"a path of {count} points was asked for: pass at least its 2 ends")
+    return torch.linspace(0, 1, count, dtype=torch.float64)
+
+
+def _steps(frame: Points, coefficients: Tensor) -> Tensor:
+    """Distances between consecutive points, ``[T - 1]``.
+
+    The coefficients of each point add up to one, so only the frame's differences matter, and no point is
+    written out.
+    """
+    moves = coefficients[1:, 1:] - coefficients[:-1, 1:]
+    squares = torch.zeros(len(moves), dtype=torch.float64)
+    for w in frame.weights.values():
+        flat = w.reshape(len(w), -1).double().cpu()
+        away = flat[1:] - flat[:1]
+        squares += ((moves @ (away @ away.T)) * moves).sum(1)
+    return squares.clamp(min=0).sqrt()
+
+
+__all__ = ["STATIONS", "Path", "ends_of", "stations", "walk"]
