@@ -83,6 +83,18 @@ def test_connect_prints_and_writes(capsys, folder, method):
     assert "What was measured" in page.read_text()
 
 
+def test_connect_draws_the_plane_of_the_bend(capsys, folder):
+    page = folder / "page.html"
+    told = f"{folder}/t.py:good --run {folder}/good --members 0 1 --steps 5 --plane"
+    task = told.split()
+    code, _, _ = run(capsys, "connect", *task, "--out", str(page))
+    assert code == 0
+    assert "the bend" in page.read_text()
+    code, _, err = run(capsys, "connect", *task, "--bends", "2", "--out", str(page))
+    assert code == 2
+    assert "one bend" in err
+
+
 def test_connect_aligned_networks_with_batch_norm(capsys, folder):
     page = folder / "page.html"
     task = (f"{folder}/t.py:normalised", "--run", f"{folder}/normalised", "--steps", "5", "--lr", "0.01")

@@ -229,3 +229,113 @@ def clipped(step: Step, clip: float) -> Step:
 
 def boxed(step: Step, box: float) -> Step:
     return lambda x, g, t: np.clip(step(x, g, t), -box, box)
+
+
+def newton_searched(lr: float, damping: float, hessian: Vector) -> Step:
+    """Armijo's backtracking on the quadratic of the Hessian; the gradient where Newton's step goes up."""
+    inverse = np.linalg.inv(hessian + damping * np.eye(len(hessian)))
+
+    def step(x: Vector, g: Vector, t: int) -> Vector:
+        d = -lr * inverse @ g
+        d = d if g @ d < 0 else -lr * g
+        return x + armijo(lambda y: y @ hessian @ y / 2, x, d, g)
+
+    return step
+
+
+def armijo(value: Callable[[Vector], float], x: Vector, d: Vector, g: Vector) -> Vector:
+    for k in range(31):
+        if value(x + d / 2**k) <= value(x) + 1e-4 * (g @ d) / 2**k + 1e-15 * abs(value(x)):
+            return d / 2**k
+    return 0 * d
+
+
+def saddle_free(lr: float, damping: float, hessian: Vector) -> Step:
+    """|H| as the root of H^2."""
+    values, vectors = np.linalg.eigh(hessian @ hessian)
+    root = (vectors * np.sqrt(values)) @ vectors.T
+    return lambda x, g, t: x - lr * np.linalg.inv(root + damping * np.eye(len(g))) @ g
+
+
+def cubic_newton(lr: float, penalty: float, hessian: Vector) -> Step:
+    """The first-order condition (H + M |d| I / 2) d = -g, as a root in |d| by Brent's method."""
+    from scipy.optimize import brentq
+
+    def step(x: Vector, g: Vector, t: int) -> Vector:
+        def shifted(r: float) -> Vector:
+            return -np.linalg.solve(hessian + penalty * r / 2 * np.eye(len(g)), g)
+
+        least = max(0.0, -2 * np.linalg.eigvalsh(hessian)[0] / penalty) * (1 + 1e-13)
+        r = brentq(lambda r: np.linalg.norm(shifted(r)) - r, least, 1e3 + 10 * least, xtol=1e-15, rtol=1e-15)
+        return x + lr * shifted(r)
+
+    return step
+
+
+def gauss_newton(lr: float, damping: float, hessian: Vector, adaptive: bool = False) -> Step:
+    """Levenberg-Marquardt with the ratio of the fall of x^T H x / 2 to the model's."""
+
+    def step(x: Vector, g: Vector, t: int) -> Vector:
+        nonlocal damping
+        d = -lr * np.linalg.inv(hessian + damping * np.eye(len(g))) @ g
+        if not adaptive:
+            return x + d
+        fall = (x + d) @ hessian @ (x + d) / 2 - x @ hessian @ x / 2
+        ratio = fall / (g @ d + d @ hessian @ d / 2)
+        damping *= 4 if ratio < 0.25 else 0.25 if ratio > 0.75 else 1
+        return x + d if fall < 0 else x
+
+    return step
+
+
+def diagonal_lm(lr: float, mu: float, gamma: float, hessian: Vector) -> Step:
+    """The diagonal is the same at every step here, and so is its average."""
+    return lambda x, g, t: x - lr * g / (np.diag(hessian) + mu)
+
+
+def newton_cg(lr: float, damping: float, hessian: Vector) -> Step:
+    """Nocedal and Wright's algorithm 7.1, as printed there."""
+    matrix = hessian + damping * np.eye(len(hessian))
+
+    def step(x: Vector, g: Vector, t: int) -> Vector:
+        enough = min(0.5, np.sqrt(np.linalg.norm(g))) * np.linalg.norm(g)
+        z, r, d = np.zeros_like(g), g, -g
+        for j in range(50):
+            if d @ matrix @ d <= 0:
+                z = -g if j == 0 else z
+                break
+            alpha = r @ r / (d @ matrix @ d)
+            z, new = z + alpha * d, r + alpha * matrix @ d
+            if np.linalg.norm(new) <= enough:
+                break
+            d, r = -new + (new @ new) / (r @ r) * d, new
+        return x + armijo(lambda y: y @ hessian @ y / 2, x, lr * z, g)
+
+    return step
+
+
+def perturbed_gd(lr: float, radius: float, threshold: float, wait: float, ball: Any) -> Step:
+    """Jin et al., algorithm 1; ``ball(t)`` is the point of the unit ball drawn at update t."""
+    last = -np.inf
+
+    def step(x: Vector, g: Vector, t: int) -> Vector:
+        nonlocal last
+        if np.linalg.norm(g) <= threshold and t - last > wait:
+            x, last = x + radius * ball(t), t
+        return x - lr * g
+
+    return step
+
+
+def auto_rate(lr: float, alpha: float, gamma: float, hessian: Vector, start: Vector) -> Step:
+    """On a quadratic the difference of two gradients is the product itself, whatever alpha."""
+    psi = start
+    for _ in range(20):
+        psi = hessian @ psi / np.linalg.norm(psi)
+
+    def step(x: Vector, g: Vector, t: int) -> Vector:
+        nonlocal psi
+        psi = (1 - gamma) * psi + gamma * hessian @ psi / np.linalg.norm(psi)
+        return x - lr * g / np.linalg.norm(psi)
+
+    return step

@@ -40,7 +40,8 @@ def test_tangents_and_spacing_against_loops(seed):
     theta = torch.randn(sum(counts), 5, generator=g, dtype=torch.float64)
     losses = torch.randn(sum(counts), generator=g, dtype=torch.float64)
     wanted = torch.cat([torch.linspace(0, 1, n, dtype=torch.float64) ** 1.5 for n in counts])
-    tangents, moved = chain.tangents(theta[1:] - theta[:-1], losses), chain.spread(theta, wanted)
+    tangents, moved = chain.tangents(theta[1:] - theta[:-1], losses), theta.clone()
+    chain.put(moved, chain.spread(theta, wanted))
     row = start = 0
     for n in counts:
         own, v, targets = (
@@ -68,7 +69,7 @@ def test_spreading_settles_at_the_places_wanted():
     theta = torch.randn(14, 3, generator=g, dtype=torch.float64)
     wanted = torch.cat([torch.linspace(0, 1, 9), torch.linspace(0, 1, 5)]).double()
     for _ in range(60):
-        theta = chain.spread(theta, wanted)
+        chain.put(theta, chain.spread(theta, wanted))
     places = chain.places(chain.steps(theta[1:] - theta[:-1]))
     torch.testing.assert_close(places, wanted, rtol=0, atol=0.02)
 

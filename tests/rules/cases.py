@@ -12,6 +12,7 @@ from tests.oracles import rules as oracle
 from torch import Tensor
 
 from losslab.rules import Rule, make
+from losslab.rules.perturbed import in_ball
 
 MEMBERS = 4
 SHAPES: dict[str, tuple[int, ...]] = {"scale": (), "bias": (3,), "weight": (2, 4)}
@@ -24,7 +25,8 @@ class Case:
 
     ``first`` is the step a run starts from where the first would divide by zero; ``zeros`` tells whether
     coordinates whose gradient is always 0 are defined; ``origin`` whether the oracle wants to start at 0;
-    ``own`` whether it keeps an iterate of its own, out of reach for a decay or projection of the weights.
+    ``own`` whether it keeps an iterate of its own, out of reach for a decay or projection of the weights;
+    ``started`` names the hyperparameters that matter at the start only.
     """
 
     rule: str
@@ -37,6 +39,7 @@ class Case:
     zeros: bool = True
     origin: bool = False
     own: bool = False
+    started: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         told = ",".join(str(v) if k == "variant" else f"{k}={v}" for k, v in self.settings.items())
@@ -52,7 +55,7 @@ class Case:
     def reference(self, **changes: float) -> oracle.Step:
         """The oracle at these hyperparameters."""
         told = {**self.told, **self.numbers(), **changes}
-        if self.rule == "newton":
+        if self.make().needs_curvature:
             told["hessian"] = Bowl.matrix.numpy()
         return self.oracle(**told)
 
@@ -69,6 +72,16 @@ class Bowl:
 
     def hessian(self) -> Tensor:
         return self.matrix.expand(self.members, SIZE, SIZE)
+
+    gauss_newton = hessian
+
+    def products(self, vectors: Tensor) -> Tensor:
+        return (vectors.double() @ self.matrix).to(vectors)
+
+    gradient = products
+
+    def value(self, weights: Tensor) -> Tensor:
+        return (weights.double() * self.products(weights.double())).sum(1) / 2
 
 
 def _adam(**told: Any) -> Callable[[list[Any]], torch.optim.Optimizer]:
@@ -87,6 +100,7 @@ MOMENTUM = {"lr": 0.1, "beta": 0.8}
 SUMS = {"lr": 0.3, "eps": 1e-3}
 RMS = {"lr": 0.05, "beta": 0.9, "eps": 1e-6}
 ADAM = {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "eps": 1e-6}
+START = make("auto-rate").initial("psi", torch.zeros(1, SIZE, dtype=torch.float64))[0].numpy()
 NO_EPS = {"lr": 0.05, "beta1": 0.8, "beta2": 0.95}
 
 CASES = [
@@ -113,6 +127,26 @@ CASES = [
     ),
     Case("newton", {"lr": 0.5, "damping": 0.0}, oracle.newton),
     Case("newton", {"lr": 1.0, "damping": 0.3}, oracle.newton),
+    Case("newton", {"lr": 1.0, "damping": 0.3, "variant": "searched"}, oracle.newton_searched),
+    Case("newton-cg", {"lr": 1.0, "damping": 0.3}, oracle.newton_cg),
+    Case("saddle-free", {"lr": 0.5, "damping": 0.1}, oracle.saddle_free),
+    Case("cubic-newton", {"lr": 0.8, "penalty": 1.5}, oracle.cubic_newton),
+    Case("gauss-newton", {"lr": 0.5, "damping": 0.1}, oracle.gauss_newton),
+    Case(
+        "gauss-newton",
+        {"lr": 1.0, "damping": 0.1, "variant": "adaptive"},
+        oracle.gauss_newton,
+        told={"adaptive": True},
+        started=("damping",),
+    ),
+    Case("diagonal-lm", {"lr": 0.5, "mu": 0.1, "gamma": 0.2}, oracle.diagonal_lm),
+    Case("auto-rate", {"lr": 0.5, "alpha": 0.1, "gamma": 0.2}, oracle.auto_rate, told={"start": START}),
+    Case(
+        "perturbed-gd",
+        {"lr": 0.1, "radius": 0.3, "threshold": 4.5, "wait": 3.0},
+        oracle.perturbed_gd,
+        told={"ball": lambda t: in_ball(0, t, SIZE).numpy()},
+    ),
     Case("adagrad", SUMS, oracle.adagrad, lambda p: torch.optim.Adagrad(p, lr=0.3, eps=1e-3), kernel=True),
     Case(
         "adagrad",
@@ -177,6 +211,7 @@ CASES = [
     Case("amsgrad", {**ADAM, "variant": "optax"}, oracle.amsgrad, told={"form": "optax"}),
     Case("adamnc", {"lr": 0.05, "beta1": 0.8, "eps": 1e-6}, oracle.adamnc),
 ]
+SECOND_ORDER = [case.rule for case in CASES if case.make().needs_curvature]
 KERNELS = [case for case in CASES if case.kernel]
 TORCH = [case for case in CASES if case.torch is not None]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.rules.cases import CASES, TORCH, Case, draw, run
+from tests.rules.cases import CASES, SECOND_ORDER, TORCH, Case, draw, run
 from torch import Tensor, nn
 
 from losslab import LosslabError
@@ -28,7 +28,7 @@ from losslab.rules import (
 from losslab.rules import TorchOptimizer as Adapter
 
 STEPS = 12
-adaptable = [case for case in CASES if case.rule != "newton" and case.first == 0]
+adaptable = [case for case in CASES if case.rule not in SECOND_ORDER and case.first == 0]
 
 
 def parameters(seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, nn.Parameter]:

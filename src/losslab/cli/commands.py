@@ -260,6 +260,8 @@ class Connect:
     """Also the same between networks whose units have been put in the order of the first one's."""
     bends: int = 1
     """Bends of a chain or a Bezier curve."""
+    plane: bool = False
+    """Also draw the plane through the first pair's ends and the bend of their curve."""
     level: float | None = None
     """Loss that a string must stay below; by default 1.1 times the higher end's plus 0.01."""
     steps: int | None = None

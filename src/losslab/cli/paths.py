@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from losslab import paths as room
     from losslab.cli.commands import Connect, Landscape
     from losslab.engine import Points
+    from losslab.lecture.claim import Drawing
     from losslab.tasks import Task
+
+SIDE = 31
+"""Points along each axis of a plane that is drawn beside paths."""
 
 
 def landscape(command: Landscape) -> None:
@@ -117,8 +121,25 @@ def connect(command: Connect) -> None:
         from losslab.report.landscapes import draw_paths
 
         title = f"Paths between networks of {task.name}"
-        _write(command.out, title, command, draw_paths(found), told, summary, matched)
+        drawings = [*draw_paths(found), *_plane(command, land, found)]
+        _write(command.out, title, command, drawings, told, summary, matched)
         console.print(f"open [bold]{command.out}[/bold]")
+
+
+def _plane(command: Connect, land: room.Landscape, found: dict[tuple[str, str], room.Path]) -> list[Drawing]:
+    """The plane through two networks and the bend between them, with the curve on it."""
+    from losslab import paths
+    from losslab.report.landscapes import draw_grid
+
+    path = next(path for (_, method), path in found.items() if method == command.method)
+    if not command.plane:
+        return []
+    if path.frame.members != 3:
+        raise LosslabError("--plane needs one bend: pass --method polychain or bezier with --bends 1")
+    plane = paths.through(path.frame.select([0, 2, 1]))
+    plane = replace(plane, labels=("one end", "the other", "the bend"))
+    grid = paths.measure_slice(land, plane, *plane.axes(SIDE))
+    return draw_grid(grid, plane.project(path.points)[0], command.method)
 
 
 def _settings(command: Connect, method: str) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from losslab.engine.execution import Execution, ExecutionNotice, choose
 from losslab.engine.objective import Objective
 from losslab.engine.plan import EarlyStopping, Plan, cross
 from losslab.engine.points import Points
-from losslab.engine.population import Population
+from losslab.engine.population import Branch, Population
 from losslab.engine.training import train
 from losslab.engine.updating import TorchRule
 
 __all__ = [
     "Batches",
+    "Branch",
     "EarlyStopping",
     "Execution",
     "ExecutionNotice",

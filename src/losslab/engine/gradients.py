@@ -17,19 +17,27 @@ from losslab.engine.kernels import product
 
 
 class Factored:
-    """The stack ``g_i^T x_i``, kept as factors: g ``[N, B, o]``, x ``[N, B, i]`` -> ``[N, o, i]``."""
+    """The stack ``g_i^T x_i``, kept as factors: g ``[N, B, o]``, x ``[N, B, i]`` -> ``[N, o, i]``.
 
-    def __init__(self, g: Tensor, x: Tensor) -> None:
-        self.g, self.x = g, x
+    With ``scale`` ``[N, o, i]`` each matrix is multiplied by it, entry by entry, when it is computed.
+    """
+
+    def __init__(self, g: Tensor, x: Tensor, scale: Tensor | None = None) -> None:
+        self.g, self.x, self.scale = g, x, scale
+
+    def times(self, scale: Tensor) -> Factored:
+        """The same, multiplied by ``scale`` entry by entry."""
+        return Factored(self.g, self.x, scale if self.scale is None else self.scale * scale)
 
     def tensor(self) -> Tensor:
         """The stack written out."""
-        return torch.bmm(self.g.transpose(1, 2), self.x)
+        whole = torch.bmm(self.g.transpose(1, 2), self.x)
+        return whole if self.scale is None else whole.mul_(self.scale)
 
     def unbind(self, dim: int = 0) -> Sequence[Tensor]:
         """The members' matrices, each computed when it is asked for (``dim`` is 0)."""
         assert dim == 0
-        return _Rows(self.g.transpose(1, 2), self.x.transpose(1, 2))
+        return _Rows(self.g.transpose(1, 2), self.x.transpose(1, 2), self.scale)
 
     def __add__(self, other: Tensor | Factored) -> Tensor:
         return self.tensor() + (other.tensor() if isinstance(other, Factored) else other)
@@ -39,8 +47,9 @@ class Factored:
 
 
 class _Rows(Sequence[Tensor]):
-    def __init__(self, gt: Tensor, xt: Tensor) -> None:
+    def __init__(self, gt: Tensor, xt: Tensor, scale: Tensor | None) -> None:
         self.gt, self.xt = gt.unbind(0), xt.unbind(0)
+        self.scale = None if scale is None else scale.unbind(0)
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
@@ -48,7 +57,8 @@ class _Rows(Sequence[Tensor]):
     def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
     def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
         assert isinstance(index, int)
-        return product(self.gt[index], self.xt[index])
+        whole = product(self.gt[index], self.xt[index])
+        return whole if self.scale is None else whole.mul_(self.scale[index])
 
     def __len__(self) -> int:
         return len(self.gt)

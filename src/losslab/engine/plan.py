@@ -28,20 +28,23 @@ class EarlyStopping:
 
     Args:
         metric: A column of the history that evaluations fill, e.g. ``"validation_loss"``.
-        patience: Evaluations without improvement before the member stops.
+        patience: Evaluations without improvement before the member stops; None never stops it.
         minimise: Whether smaller is better.
         least: An improvement smaller than this does not count.
-        restore: Give the member the weights of its best evaluation.
+        restore: Give the member the weights of its best evaluation in the end; ``"keep"`` leaves the last
+            ones in place and holds the best in `Population.best`, for `Population.best_points`.
     """
 
     metric: str = "validation_loss"
-    patience: int = 5
+    patience: int | None = 5
     minimise: bool = True
     least: float = 0.0
-    restore: bool = True
+    restore: bool | str = True
 
     def __post_init__(self) -> None:
-        if self.patience < 1:
+        if self.restore not in (True, False, "keep"):
+            raise LosslabError(f'restore is {self.restore!r}: pass True, False or "keep"')
+        if self.patience is not None and self.patience < 1:
             raise LosslabError(f"patience is {self.patience}: pass at least 1 evaluation")
 
 

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from losslab.engine import checkpoints
+from losslab.engine import masks as masking
 from losslab.engine.history import History
 from losslab.engine.plan import Plan
-from losslab.engine.points import Points
+from losslab.engine.points import Points, Stack
 from losslab.engine.updating import TorchRule
 from losslab.errors import LosslabError
 from losslab.rules import Rule
@@ -32,6 +33,21 @@ if TYPE_CHECKING:
 NEVER = -1
 
 
+@dataclass(frozen=True, repr=False)
+class Branch:
+    """Where runs go on from: as `Population.branch` gives it.
+
+    Attributes:
+        points: Weights and buffers, N members.
+        state: The rule's state, slot -> name -> ``[N, ...]``; empty for a rule that starts afresh.
+        step: Updates done so far: batches and schedules go on from there.
+    """
+
+    points: Points
+    state: State = field(default_factory=dict)
+    step: int = 0
+
+
 @dataclass(repr=False)
 class Population:
     """N networks trained together. Index it for an ordinary module, read `history` for what happened.
@@ -43,7 +59,9 @@ class Population:
         seeds: One a member: its initial weights, data order and dropout are functions of it.
         points: Weights and buffers of all members.
         state: The rule's state, slot -> name -> ``[N, ...]``.
+        masks: True where a weight lives, name -> bool ``[N, ...]``; names without a mask live whole.
         step: Updates done.
+        first: The step it began with, that of the branch it started from.
         diverged: Step at which a member's loss stopped being finite, ``[N]``; -1 for never. Its weights are
             NaN from there on.
         stopped: Step at which a member was stopped early, ``[N]``; -1 for never.
@@ -57,8 +75,10 @@ class Population:
     template: nn.Module
     log: History
     state: State = field(default_factory=dict)
+    masks: Stack = field(default_factory=dict)
     optimizers: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
+    first: int = 0
     diverged: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     stopped: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -142,6 +162,32 @@ class Population:
             return f"stopped at step {int(self.stopped[i])}"
         return f"step {self.step}"
 
+    def best_points(self) -> Points:
+        """Weights and buffers of each member's best evaluation, where early stopping kept them.
+
+        Raises:
+            LosslabError: None were kept.
+        """
+        if "score" not in self.best or not any(n.startswith("weights/") for n in self.best):
+            raise LosslabError('no best weights were kept: train with stop=EarlyStopping(restore="keep")')
+        weights = {n: self.best[f"weights/{n}"] for n in self.points.weights}
+        return Points(weights, {n: self.best[f"buffers/{n}"] for n in self.points.buffers})
+
+    def branch(self, members: Sequence[int] | Tensor | None = None) -> Branch:
+        """A place to start other runs from: weights, rule state and step of some members (all by default).
+
+        Raises:
+            LosslabError: The rule is a torch optimizer, whose state cannot be handed on.
+        """
+        if isinstance(self.rule, TorchRule) and self.step > self.first:
+            raise LosslabError(
+                f"the state of {self.rule.name} cannot be handed on: train with a losslab rule, or start "
+                "from the weights alone (start=population.points)"
+            )
+        rows = torch.as_tensor(range(len(self)) if members is None else members, dtype=torch.long)
+        state = {s: {n: t[rows.to(t.device)] for n, t in ts.items()} for s, ts in self.state.items()}
+        return Branch(self.points.select(rows), state, self.step)
+
     # -- disk ------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
@@ -152,6 +198,7 @@ class Population:
         flat |= {f"optimizers/{n}": t for n, t in self.optimizers.items()}
         flat |= {f"history/{n}": t for n, t in self.log.tensors().items()}
         flat |= {f"best/{n}": t for n, t in self.best.items()}
+        flat |= {f"masks/{n}": t for n, t in self.masks.items()}
         return flat | {"diverged": self.diverged, "stopped": self.stopped}
 
     def settings(self) -> dict[str, Any]:
@@ -163,6 +210,8 @@ class Population:
             "parameters": {n: list(t.shape[1:]) for n, t in self.points.items()},
             "rule": self.rule.describe(),
             "seeds": self.seeds,
+            "masks": masking.told(self.masks),
+            "first": self.first or None,
             **self.plan.describe(),
         }
         # A function prints with its address, which is another in the process that resumes.
@@ -210,6 +259,7 @@ class Population:
         }
         self.optimizers = groups.get("optimizers", {})
         self.best = groups.get("best", {})
+        self.masks = {n: groups["masks"][n].to(device) for n in self.masks}
         self.log = History.from_tensors(
             len(self), {c: groups["history"][c] for c in ["steps", *meta["columns"]]}
         )
@@ -244,4 +294,4 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-__all__ = ["NEVER", "Population"]
+__all__ = ["NEVER", "Branch", "Population"]

@@ -17,6 +17,7 @@ from losslab.engine.backends import LoopBackend, Stand
 from losslab.engine.execution import Execution, choose
 from losslab.engine.hessian import BatchCurvature
 from losslab.engine.history import schedule
+from losslab.engine.masks import PrunedCurvature, Pruning
 from losslab.engine.memory import release_freed_memory
 from losslab.engine.plan import EarlyStopping
 from losslab.engine.points import Stack
@@ -78,6 +79,9 @@ class Trainer:
         self.weights, self.buffers = chosen.weights, chosen.buffers
         self.rule = p.rule.select(index) if len(index) else p.rule
         self.updater = updater(self.rule)
+        fused = getattr(self.updater, "fused", None) is not None
+        masks = {n: m[active.to(m.device)] for n, m in p.masks.items()}
+        self.pruning = Pruning(masks, self.weights, self.rule, fused) if masks else None
         device = torch.device(self.plan.device)
         if isinstance(self.updater, TorchUpdater):
             mine = {k: v for k, v in p.optimizers.items() if int(k.split("/")[0]) in index}
@@ -166,6 +170,8 @@ class Trainer:
         drawing = self.execution.backend.draws or self.execution.backend.global_draws
         at = self._stand(step, randomness.fold(self.keys, step) if drawing else self.keys)
         losses, grads = self.execution.gradients(self.task.loss, at)
+        if self.pruning is not None:
+            grads = self.pruning.gradients(grads)
         recording = self.records(step)
         if recording:
             self._record(step, losses, grads, at)
@@ -173,6 +179,8 @@ class Trainer:
         self.weights, self.state = self.updater.apply(
             grads, self.state, self.weights, step, *self._helpers(at)
         )
+        if self.pruning is not None:
+            self.pruning.after(self.weights, self.state)
         if recording:
             moved = member_norm({n: w.detach() - before[n] for n, w in self.weights.items()})
             p.log.add(step, {"update_norm": moved}, self.active)
@@ -197,12 +205,15 @@ class Trainer:
         batch = train.all() if batches.whole else train.take(index.to(self.plan.device))
         return Stand(self.weights, self.buffers, batch, index.dim() == 2, keys)
 
-    def _helpers(self, at: Stand) -> tuple[BatchCurvature | None, Closure | None]:
+    def _helpers(self, at: Stand) -> tuple[Any, Closure | None]:
         """Curvature for second-order rules, a closure for optimizers that evaluate the loss themselves."""
         if isinstance(self.updater, TorchUpdater):
             return None, self._closure(at) if self.updater.needs_closure else None
         if self.updater.rule.needs_curvature:
-            return BatchCurvature(self.execution, self.task.loss, at), None
+            curvature: Any = BatchCurvature(self.execution, self.task.loss, at)
+            if self.pruning is not None:
+                curvature = PrunedCurvature(curvature, self.pruning.flat(self.weights))
+            return curvature, None
         return None, None
 
     def _closure(self, at: Stand) -> Closure:
@@ -210,6 +221,11 @@ class Trainer:
             one = at.rows(slice(member, member + 1))
             one.weights = {n: w.detach()[None] for n, w in zip(at.weights, row, strict=True)}
             loss, grads = self.execution.backend.gradients(self.task.loss, one)
+            if self.pruning is not None:
+                grads = {
+                    n: g * f[member] if (f := self.pruning.factors.get(n)) is not None else g
+                    for n, g in grads.items()
+                }
             for w, g in zip(row, grads.values(), strict=True):
                 w.grad = g[0]
             return loss[0]
@@ -279,6 +295,8 @@ class Trainer:
             for kind, tensors in (("weights", self.weights), ("buffers", self.buffers)):
                 for name, tensor in tensors.items():
                     best[f"{kind}/{name}"][on[better]] = tensor.detach().cpu()[better]
+        if stop.patience is None:
+            return
         ended = best["waited"][on] >= stop.patience
         if bool(ended.any()):
             self._retire(ended, p.stopped, p.step)
@@ -317,7 +335,7 @@ class Trainer:
         p, stop = self.population, self.plan.stop
         if self.out is not None:
             self._checkpoint()
-        if stop is not None and stop.restore and p.best:
+        if stop is not None and stop.restore is True and p.best:
             self._restore_best()
         if self.out is not None:
             p.save(self.out / "population.safetensors")

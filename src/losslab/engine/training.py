@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from losslab.engine import randomness
 from losslab.engine.batches import Batches
 from losslab.engine.history import History, When
+from losslab.engine.masks import as_masks, zeroed, zeroed_state
 from losslab.engine.plan import EarlyStopping, Plan, as_dtype, as_seeds
 from losslab.engine.points import Points
-from losslab.engine.population import Population
+from losslab.engine.population import Branch, Population
 from losslab.engine.trainer import Trainer
 from losslab.engine.updating import TorchRule, as_rule
 from losslab.errors import LosslabError
-from losslab.rules import Rule
+from losslab.rules import Rule, State
 from losslab.tasks import Data, Task, build, check
 
 
@@ -44,7 +45,8 @@ def train(
     evaluate: When = "epoch",
     evaluate_on: Sequence[str] | None = None,
     stop: EarlyStopping | None = None,
-    start: Points | Population | nn.Module | None = None,
+    start: Points | Population | Branch | nn.Module | None = None,
+    masks: Mapping[str, Tensor] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     checkpoint_every: float = 30.0,
@@ -74,7 +76,10 @@ def train(
         evaluate: When to measure whole data sets; the same kinds, None for never.
         evaluate_on: Which of ``"train"``, ``"validation"``, ``"test"``; by default those two last that exist.
         stop: Early stopping, member by member.
-        start: Weights to start from instead of the seeds' (one network, or one a member).
+        start: Weights to start from instead of the seeds' (one network, or one a member). A `Branch`, as
+            `Population.branch` gives it, also hands on the rule's state and the step, up to ``steps``.
+        masks: Weights to prune, name -> True where one is kept, ``[*shape]`` or ``[N, *shape]``: the others
+            are zero and stay so, without gradient, decay or moments.
         out: Folder for checkpoints and the finished run.
         resume: Go on from the newest good checkpoint in ``out``; the result is that of the unbroken
             run, bit for bit.
@@ -126,7 +131,7 @@ def train(
             "early stopping needs evaluations and there are none: give the task validation data, "
             "or a data set in evaluate_on, and leave evaluate on"
         )
-    population = born(task, rule, plan, members, start)
+    population = born(task, rule, plan, members, start, masks)
     with randomness.spared():
         trainer = Trainer(population, None if out is None else Path(out), resume, checkpoint_every)
         return trainer.run(progress, watch)
@@ -169,7 +174,8 @@ def born(
     rule: Rule | TorchRule,
     plan: Plan,
     seeds: list[int],
-    start: Points | Population | nn.Module | None = None,
+    start: Points | Population | Branch | nn.Module | None = None,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> Population:
     """The population before its first step: weights drawn from the seeds, the task checked."""
     device = _device(plan.device)
@@ -180,10 +186,48 @@ def born(
     template = copy.deepcopy(modules[seeds[0]]).to(device, plan.dtype)  # the factory may keep the module
     check(task if task.train is None else task.replace(train=task.train.to(device, plan.dtype)), template)
     points = Points.from_modules([modules[s] for s in seeds])
+    state: State = {}
+    first = 0
+    if isinstance(start, Branch):
+        state, first = _handed_on(start, rule, plan, len(seeds))
+        start = start.points
     if start is not None:
         points = _placed(start, points.select([0]), len(seeds))
     points = points.to(device, plan.dtype)
-    return Population(task, rule, plan, list(seeds), points, template, History(len(seeds)))
+    kept = as_masks(masks or {}, points.weights)
+    points, state = Points(zeroed(points.weights, kept), points.buffers), zeroed_state(state, kept)
+    return Population(
+        task,
+        rule,
+        plan,
+        list(seeds),
+        points,
+        template,
+        History(len(seeds)),
+        state,
+        kept,
+        step=first,
+        first=first,
+    )
+
+
+def _handed_on(branch: Branch, rule: Rule | TorchRule, plan: Plan, members: int) -> tuple[State, int]:
+    """A branch's state for so many members, and its step."""
+    if branch.step > plan.steps:
+        raise LosslabError(
+            f"the branch is at step {branch.step}, training ends at {plan.steps}: pass an earlier branch or "
+            "more steps"
+        )
+    if branch.state and (isinstance(rule, TorchRule) or set(branch.state) != set(rule.slots())):
+        raise LosslabError(
+            f"the branch holds the state {', '.join(branch.state)}, which {rule.name} has not: go on with "
+            "the rule it was trained by, or start from branch.points"
+        )
+    rows = [0] * members if branch.points.members == 1 else list(range(members))
+    return {
+        slot: {n: t[rows].to(plan.device, copy=True) for n, t in ts.items()}
+        for slot, ts in branch.state.items()
+    }, branch.step
 
 
 def _device(name: str) -> torch.device:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from losslab.engine import Population, train
 from losslab.rules import Rule
@@ -21,6 +25,21 @@ def trained(task: Task, rule: Rule, **settings: Any) -> Population:
     """
     quiet: dict[str, Any] = {"execution": "stacked", "progress": False, "evaluate": None, "record": [0]}
     return train(task, rule, **(quiet | settings))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, for a ``with`` block.
+
+    For long chains of operations on small stacks, each too short to share: waiting for a second thread costs
+    more than it does, and beside another program many times more.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def arrival(rows: pd.DataFrame, column: str, target: float) -> pd.Series:

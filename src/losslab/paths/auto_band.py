@@ -98,27 +98,30 @@ def auto_bands(
             f"{len(cycles)} cycles and {first} first images were asked for: pass at least one of each"
         )
     bands = stretched(points, pairs, first + 2)
-    best: list[Path | None] = [None] * len(bands)
+    best: list[tuple[Band, Path, int] | None] = [None] * len(bands)
     told: list[list[float]] = [[] for _ in bands]
     done = 0
     for number, cycle in enumerate(cycles):
         bands = relax(slopes, bands, rule=rule(cycle.lr), steps=cycle.steps, start=done)
         done += cycle.steps
-        paths = walk_bands(landscape, bands, between)
+        paths = walk_bands(landscape, bands, between, loss_only=True)
         for e, path in enumerate(paths):
-            highest = float(path.barrier().highest)
-            told[e].append(highest)
-            if _better(path, best[e]):
-                best[e] = replace(path, method="AutoNEB", note=f"cycle {number + 1} of {len(cycles)}")
+            told[e].append(float(path.barrier().highest))
+            known = best[e]
+            if known is None or _better(path, known[1]):
+                best[e] = (bands[e], path, number + 1)
         if number + 1 < len(cycles):
             bands = [_denser(b, p, insert, threshold, between) for b, p in zip(bands, paths, strict=True)]
-    return [_noted(path, heights) for path, heights in zip(best, told, strict=True) if path is not None]
+    chosen = [found for found in best if found is not None]
+    paths = walk_bands(landscape, [band for band, _, _ in chosen], between)
+    return [
+        replace(path, method="AutoNEB", note=_note(number, heights))
+        for path, (_, _, number), heights in zip(paths, chosen, told, strict=True)
+    ]
 
 
-def _better(path: Path, other: Path | None) -> bool:
+def _better(path: Path, other: Path) -> bool:
     """Whether a path is lower than another one; NaN is lower than nothing."""
-    if other is None:
-        return True
     own, known = (
         (float(p.barrier().highest), float(next(iter(p.values.values())).mean())) for p in (path, other)
     )
@@ -160,6 +163,6 @@ def _denser(band: Band, path: Path, insert: int, threshold: float, between: int)
     return Band(combine(band.images, path.coefficients[rows]), path.places[rows])
 
 
-def _noted(path: Path, heights: Sequence[float]) -> Path:
+def _note(number: int, heights: Sequence[float]) -> str:
     went = ", ".join(f"{h:.4g}" for h in heights)
-    return replace(path, note=f"{path.note}; highest loss after each: {went}")
+    return f"cycle {number} of {len(heights)}; highest loss after each: {went}"

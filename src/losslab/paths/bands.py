@@ -62,6 +62,8 @@ class Chain:
         self.inner = torch.nonzero(~ends).flatten()
         # One band alone is read in place, several are gathered.
         self._alone = len(self.counts) == 1
+        self._offset = 2.0 * self.band  # bands side by side on one axis, for one search in all of them
+        self._low, self._high = first[self.band][self.inner] + 1, last[self.band][self.inner]
 
     def inner_of(self, rows: Tensor, shift: int = 0) -> Tensor:
         """The rows of the inner images, or so many rows further on: ``[I or I - 1, ...]``."""
@@ -82,6 +84,8 @@ class Chain:
         before = known.cumsum(0) - known
         before = before - before[self.first][self.band]
         places = before / before[self.last][self.band]
+        if torch.isfinite(steps.sum()):
+            return places
         lost = torch.zeros(len(self.counts), dtype=torch.bool)
         lost[self.band[~torch.isfinite(steps)]] = True
         return places.masked_fill(lost[self.band], torch.nan)
@@ -93,21 +97,22 @@ class Chain:
         extrema a mean of both sides weighted by the differences of the losses, so that it turns smoothly.
         """
         here, after, before = (self.inner_of(losses, shift) for shift in (0, 1, -1))
-        up, down = (after - here).abs(), (before - here).abs()
-        large, small = torch.maximum(up, down), torch.minimum(up, down)
-        rising, falling = (after > here) & (here > before), (after < here) & (here < before)
+        up, down = after - here, here - before
+        # With losses that rise or fall on both sides, only the higher neighbour counts.
+        steady = torch.sign(up) * torch.sign(down)
+        large, small = torch.maximum(up.abs(), down.abs()), torch.minimum(up.abs(), down.abs())
+        one = torch.ones_like(here)
+        most = torch.where(steady > 0, one, large)
+        least = torch.where(steady > 0, 1 - one, small)
+        most, least = torch.where(most > 0, most, one), torch.where(most > 0, least, one)  # all equal
         higher = after > before
-        one, zero = torch.ones_like(here), torch.zeros_like(here)
-        w_ahead = torch.where(rising, one, torch.where(falling, zero, torch.where(higher, large, small)))
-        w_behind = torch.where(rising, zero, torch.where(falling, one, torch.where(higher, small, large)))
-        level = (w_ahead == 0) & (w_behind == 0)  # three equal losses
-        w_ahead, w_behind = torch.where(level, one, w_ahead), torch.where(level, one, w_behind)
+        w_ahead, w_behind = torch.where(higher, most, least), torch.where(higher, least, most)
         found = w_ahead[:, None].to(moves) * self.inner_of(moves)
         found.addcmul_(w_behind[:, None].to(moves), self.inner_of(moves, -1))
         return found.div_(found.norm(dim=1, keepdim=True))
 
     def spread(self, theta: Tensor, wanted: Tensor, tops: Tensor | None = None) -> Tensor:
-        """The images moved along the chain of their band to wanted places ``[I]``; the ends stay.
+        """The inner images moved along the chain of their band to wanted places ``[I]``.
 
         A band with an image that is not finite has no places: its inner images become NaN.
 
@@ -120,19 +125,24 @@ class Chain:
         at = self.places(self.steps(moves))
         lost = at.isnan()
         at = torch.where(lost, wanted, at)
-        if tops is not None and len(tops):
+        if tops is not None:
             own, top = at[tops][self.band], wanted[tops][self.band]
             wanted = torch.where(wanted <= top, wanted / top * own, 1 - (1 - wanted) / (1 - top) * (1 - own))
-        offset = 2.0 * self.band
-        first, last = self.first[self.band][self.inner], self.last[self.band][self.inner]
-        right = torch.searchsorted(at + offset, (wanted + offset)[self.inner])
-        right = torch.minimum(torch.maximum(right, first + 1), last)
+        goal = self.inner_of(wanted)
+        right = torch.searchsorted(at + self._offset, goal + self.inner_of(self._offset))
+        right = right.clamp(self._low, self._high)
         left = right - 1
-        share = (wanted[self.inner] - at[left]) / (at[right] - at[left])
-        share = share.nan_to_num(0.0).clamp(0, 1).masked_fill(lost[self.inner], torch.nan)
+        share = (goal - at[left]) / (at[right] - at[left])
+        share = share.nan_to_num(0.0).clamp(0, 1).masked_fill(self.inner_of(lost), torch.nan)
         left = left.to(theta.device)
-        found = torch.addcmul(theta[left], share[:, None].to(theta), moves[left])
-        return theta.index_copy(0, self.inner.to(theta.device), found)
+        return torch.addcmul(theta[left], share[:, None].to(theta), moves[left])
+
+    def put(self, theta: Tensor, rows: Tensor) -> None:
+        """Writes the inner images into the stack, in place."""
+        if self._alone:
+            theta[1:-1] = rows
+        else:
+            theta.index_copy_(0, self.inner.to(theta.device), rows)
 
 
 def relax(
@@ -182,30 +192,31 @@ def relax(
         if watch is not None:
             watch(step, _bands(chain, stack, theta, places, losses))
         losses, slope = slopes(like, theta, step)
-        tops = _tops(chain, losses) if climb else torch.zeros(0, dtype=torch.int64)
+        tops = _tops(chain, losses) if climb else None
         force = _forces(chain, theta, slope, losses, spring, tops)
         weights, state = updating.apply({"theta": force}, state, weights, step)
-        theta = theta.index_copy(0, chain.inner.to(theta.device), weights["theta"])
+        chain.put(theta, weights["theta"])
         if spring is None:
-            theta = chain.spread(theta, places, tops)
-            weights["theta"].copy_(chain.inner_of(theta))
+            weights["theta"].copy_(chain.spread(theta, places, tops))
+            chain.put(theta, weights["theta"])
     return _bands(chain, stack, theta, places, losses)
 
 
 def _forces(
-    chain: Chain, theta: Tensor, slope: Tensor, losses: Tensor, spring: float | None, tops: Tensor
+    chain: Chain, theta: Tensor, slope: Tensor, losses: Tensor, spring: float | None, tops: Tensor | None
 ) -> Tensor:
     """What the update rule takes for the gradients of the inner images."""
     moves = theta[1:] - theta[:-1]
     tangents = chain.tangents(moves, losses)
     slope = chain.inner_of(slope)
     part = torch.linalg.vecdot(slope, tangents)
-    climbing = torch.isin(chain.inner, tops).to(theta.device)
-    part = torch.where(climbing, 2 * part, part)
+    climbing = None if tops is None else torch.isin(chain.inner, tops).to(theta.device)
+    if climbing is not None:
+        part = torch.where(climbing, 2 * part, part)
     if spring is not None:
         steps = chain.steps(moves).to(theta)
         pull = spring * (chain.inner_of(steps) - chain.inner_of(steps, -1))
-        part = part + torch.where(climbing, torch.zeros_like(pull), pull)
+        part = part + (pull if climbing is None else pull.masked_fill(climbing, 0.0))
     return torch.addcmul(slope, part[:, None], tangents, value=-1.0)
 
 
@@ -241,7 +252,9 @@ def stretched(points: Points, pairs: Sequence[tuple[int, int]], images: int = 15
     return [Band(combine(both, hats(places, 2)), places) for both in ends_of(points, pairs)]
 
 
-def walk_bands(landscape: Landscape, bands: Sequence[Band], between: int = BETWEEN) -> list[Path]:
+def walk_bands(
+    landscape: Landscape, bands: Sequence[Band], between: int = BETWEEN, loss_only: bool = False
+) -> list[Path]:
     """Measures bands at their images and at ``between`` even points within each gap, in one pass."""
     told, ts = [], []
     for band in bands:
@@ -249,4 +262,4 @@ def walk_bands(landscape: Landscape, bands: Sequence[Band], between: int = BETWE
         t = stations(gaps * (between + 1) + 1)
         told.append(hats(t, gaps + 1))
         ts.append(t)
-    return walk(landscape, [b.images for b in bands], told, ts, "elastic band")
+    return walk(landscape, [b.images for b in bands], told, ts, "elastic band", loss_only)

@@ -13,7 +13,7 @@ from losslab.engine import Points
 from losslab.errors import LosslabError
 from losslab.paths.barriers import Barrier, barrier
 from losslab.paths.combinations import combine, joined
-from losslab.paths.landscape import Landscape, Measurements, require
+from losslab.paths.landscape import WEIGHTS_BYTES, Landscape, Measurements, require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,20 +102,47 @@ def walk(
     coefficients: Sequence[Tensor],
     t: Sequence[Tensor],
     method: str,
+    loss_only: bool = False,
 ) -> list[Path]:
-    """Measures many paths in one pass over the data: each has its own frame and ``[T, K]`` combinations."""
-    members = [frame.members for frame in frames]
-    whole = torch.zeros(sum(len(c) for c in coefficients), sum(members), dtype=torch.float64)
-    row = column = 0
-    for c, k in zip(coefficients, members, strict=True):
-        whole[row : row + len(c), column : column + k] = c
-        row, column = row + len(c), column + k
-    values = landscape.along(joined(*frames), whole)
+    """Measures many paths, each with its own frame and ``[T, K]`` combinations, in one pass over the data.
+
+    Args:
+        landscape: What is measured.
+        frames: One a path.
+        coefficients: One a path.
+        t: The parameters, one tensor a path.
+        method: How they were found.
+        loss_only: Whether to measure the loss on the first data set and nothing else.
+    """
+    if len(frames) == 1 and not loss_only:
+        values = landscape.along(frames[0], coefficients[0])
+    else:
+        values = _together(landscape, frames, coefficients, loss_only)
     parts = {n: v.split([len(c) for c in coefficients]) for n, v in values.items()}
     return [
         Path(frame, c, s, {n: v[i] for n, v in parts.items()}, method)
         for i, (frame, c, s) in enumerate(zip(frames, coefficients, t, strict=True))
     ]
+
+
+def _together(
+    landscape: Landscape, frames: Sequence[Points], coefficients: Sequence[Tensor], loss_only: bool
+) -> Measurements:
+    """Measurements at the points of all paths, as many paths at a time as fit into memory."""
+    each = frames[0].parameters * 8
+    groups: list[list[int]] = [[]]
+    held = 0
+    for i, c in enumerate(coefficients):
+        held += len(c) * each
+        if groups[-1] and held > WEIGHTS_BYTES:
+            groups.append([])
+            held = len(c) * each
+        groups[-1].append(i)
+    found = []
+    for group in groups:
+        points = joined(*(combine(frames[i], coefficients[i]) for i in group))
+        found.append({"loss": landscape.loss(points)} if loss_only else landscape(points))
+    return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
 
 def ends_of(points: Points, pairs: Sequence[tuple[int, int]]) -> list[Points]:

@@ -13,10 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losslab.engine import Points
+from losslab.engine import Points, kernels
 from losslab.engine.backends import Function, Stand
 from losslab.engine.stacked import Stacked
 from losslab.engine.template import Template
+
+WIDE = 64
+"""Outputs from which a layer is computed example by example."""
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 
@@ -65,6 +68,8 @@ class Family(Stacked):
         """Shares what is shared, leaves the rest to the table."""
         if func is F.linear or func in _CONVOLUTIONS:
             found = _shared(func, *args, **(kwargs or {}))
+            if found is None and func is F.linear:
+                found = _wide(*args, **(kwargs or {}))
             if found is not None:
                 return found
         return super().__torch_function__(func, types, args, kwargs)
@@ -88,6 +93,18 @@ def _shared(function: Any, x: Any, weight: Any, bias: Any = None, *args: Any, **
     each, _ = weight.products[key]
     mixed = weight.coefficients @ each.flatten(1)
     return Stacked(mixed.reshape(-1, *each.shape[1:]))
+
+
+def _wide(x: Any, weight: Any, bias: Any = None) -> Stacked | None:
+    """A hidden layer whose outputs are many, example by example, or None where it is not that.
+
+    The table computes a layer that is narrower than its batch feature by feature, because the softmax of a
+    last layer, and gradients, are faster so. Here nothing is differentiated.
+    """
+    few = weight.shape[0] < WIDE or not isinstance(x, Stacked) or x.dim() != 2
+    if few or not isinstance(weight, Stacked) or not (bias is None or isinstance(bias, Stacked)):
+        return None
+    return Stacked(kernels.products(x.data, weight.data, None if bias is None else bias.data))
 
 
 def run_family(

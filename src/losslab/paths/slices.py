@@ -160,7 +160,7 @@ def through(where: Where, members: Sequence[int] | None = None) -> Slice:
         raise LosslabError("a slice through checkpoints needs two or more, there is one: train with seeds=2")
     count = points.members - 1
     edges = torch.cat([-torch.ones(count, 1), torch.eye(count)], 1).double()
-    matrix = points.matrix().double()
+    matrix = points.matrix().double().cpu()
     if not torch.isfinite(matrix).all():
         lost = [i for i, row in enumerate(matrix) if not torch.isfinite(row).all()]
         raise LosslabError(f"checkpoint {lost[0]} is not finite: leave out members that diverged")
@@ -172,10 +172,10 @@ def through(where: Where, members: Sequence[int] | None = None) -> Slice:
         upper = upper * torch.sign(torch.diagonal(upper))[:, None]
         # ways = upper^T basis, so the basis as combinations of the checkpoints:
         edges = torch.linalg.solve_triangular(upper.T, edges, upper=False)
-        marks[1:] = upper.T.cpu()
+        marks[1:] = upper.T
     origin = torch.zeros(1, points.members, dtype=torch.float64)
     origin[0, 0] = 1.0
-    frame = combine(points, torch.cat([origin, edges.cpu()]))
+    frame = combine(points, torch.cat([origin, edges]))
     labels = tuple(f"checkpoint {i}" for i in (members or range(points.members)))
     return Slice(frame, ("share of the way",) if count == 1 else _named((), count), marks, labels)
 
@@ -262,7 +262,7 @@ def principal(trajectory: Where, dimensions: int = 2, origin: str = "last") -> S
     if origin not in ("last", "mean"):
         raise unknown("origin", origin, ("last", "mean"))
     points = as_points(trajectory)
-    matrix = points.matrix().double()
+    matrix = points.matrix().double().cpu()
     if not torch.isfinite(matrix).all():
         raise LosslabError("the trajectory is not finite: end it before the run diverged")
     count = points.members
@@ -275,7 +275,7 @@ def principal(trajectory: Where, dimensions: int = 2, origin: str = "last") -> S
     first[0] = 1.0 / count
     if origin == "last":
         first = torch.eye(count, dtype=torch.float64)[-1:]
-    centred = matrix - (first.to(matrix) @ matrix)
+    centred = matrix - first @ matrix
     squares, vectors = torch.linalg.eigh(centred @ centred.T)  # T x T: P is the large side
     squares, vectors = squares.flip(0).clamp(min=0), vectors.flip(1)
     if not squares[dimensions - 1] > DEPENDENT**2 * squares[0]:
@@ -283,12 +283,12 @@ def principal(trajectory: Where, dimensions: int = 2, origin: str = "last") -> S
             f"the trajectory does not move in {dimensions} dimensions: ask for fewer, or record more points"
         )
     sizes = squares[:dimensions].sqrt()
-    mix = (vectors[:, :dimensions] / sizes).T.cpu()
+    mix = (vectors[:, :dimensions] / sizes).T
     ways = mix - mix.sum(1, keepdim=True) * first
     frame = combine(points, torch.cat([first, ways]))
     shares = tuple(float(s) for s in squares[:dimensions] / squares.sum())
     names = tuple(f"component {k + 1} ({share:.0%})" for k, share in enumerate(shares))
-    return Slice(frame, names, (vectors[:, :dimensions] * sizes).cpu(), explained=shares)
+    return Slice(frame, names, vectors[:, :dimensions] * sizes, explained=shares)
 
 
 class Trajectory:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from losslab.engine import Batches, Objective, Points, TorchRule
+from losslab.engine import Batches, Execution, Objective, Points, TorchRule
+from losslab.engine.backends import Stand
+from losslab.engine.memory import free_memory
 from losslab.engine.updating import TorchUpdater, Updater, as_rule, updater
 from losslab.errors import LosslabError
 from losslab.rules import make
-from losslab.tasks import Task
+from losslab.tasks import Data, Task
 
 
 class Slopes:
@@ -44,20 +48,42 @@ class Slopes:
         self.weight_decay = weight_decay
         data = self.objective.data
         self.batches = None if data is None else Batches(len(data), batch_size, [seed])
+        self._moved: dict[tuple[torch.device, torch.dtype], Data] = {}
+        self._ways: dict[tuple[object, ...], tuple[Execution, Tensor]] = {}
 
     def __call__(self, like: Points, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Losses ``[N]`` and gradients ``[N, P]`` at coordinates ``[N, P]`` of an architecture."""
-        objective = self.objective
-        if self.batches is not None and not self.batches.whole:
-            assert objective.data is not None
-            index = self.batches.at(step)
-            objective = objective.on(objective.data.take(index))
-            objective.chunk = len(index)
-        values, gradients = objective.gradient(like.at(theta))
-        slope = gradients.matrix()
+        if self.objective.memory is None:  # or the system would be asked at every step
+            self.objective.memory = 0.5 * free_memory(theta.device)
+        points = like.at(theta)
+        gradients: Mapping[str, Tensor]
+        if self.batches is None or self.batches.whole:
+            values, found = self.objective.gradient(points)
+            gradients = found.weights
+        else:
+            values, gradients = self._on(points, self.batches.at(step))
+        slope = torch.cat([g.reshape(len(theta), -1) for g in gradients.values()], 1)
         if self.weight_decay:
             slope = slope.add(theta, alpha=self.weight_decay)
         return values.double().cpu(), slope
+
+    def _on(self, points: Points, index: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The objective of one mini-batch; how it is run is found out once a size."""
+        like = next(iter(points.weights.values()))
+        place = (like.device, like.dtype)
+        if place not in self._moved:
+            assert self.objective.data is not None
+            self._moved[place] = self.objective.data.to(*place)
+        batch = self._moved[place].take(index.to(like.device))
+        key = (*place, len(index), points.members)
+        if key not in self._ways:
+            objective = self.objective.on(batch)
+            objective.chunk = len(index)
+            execution, at, _ = next(iter(objective.pieces(objective.settled(points))))
+            self._ways[key] = (execution, at.keys)
+        execution, keys = self._ways[key]
+        at = Stand(points.weights, points.buffers, batch, False, keys)
+        return execution.gradients(self.objective.loss, at)
 
     def losses(self, like: Points, theta: Tensor) -> Tensor:
         """Losses on all training data, ``[N]``, float64."""

@@ -19,16 +19,17 @@ WIDEST = 71
 """Points a side of the surface; finer grids are thinned."""
 
 
-def draw_grid(grid: Grid, trajectory: Tensor | None = None) -> list[Drawing]:
-    """Curves of a line; contours and a surface of a plane, with its checkpoints and a trajectory on it.
+def draw_grid(grid: Grid, way: Tensor | None = None, label: str = "trajectory") -> list[Drawing]:
+    """Curves of a line; contours and a surface of a plane, with its checkpoints and a way on it.
 
     Args:
         grid: Of one or two dimensions.
-        trajectory: Coordinates ``[T, K]`` of points to draw as a way.
+        way: Coordinates ``[T, K]`` of points in order, such as a trajectory.
+        label: What the way is called.
     """
     if grid.slice.dimensions == 1:
         return _curves(grid)
-    ways = {} if trajectory is None else {"trajectory": trajectory.numpy()}
+    ways = {} if way is None else {label: way.numpy()}
     drawings = []
     for name in grid.values:
         drawings.append(_contours(grid, name, ways))
@@ -82,10 +83,11 @@ def _contours(grid: Grid, name: str, ways: Mapping[str, NDArray[np.float64]]) ->
     x, y = (axis.numpy() for axis in grid.axes)
     log = name.endswith("loss") and _logarithmic(heights)
     across, up = grid.slice.names
-    drawn = contours_with_paths(_title(name), x, y, heights.T, {**ways, **marks}, across, up, log)
+    title = f"{_title(name)} on the plane"
+    drawn = contours_with_paths(title, x, y, heights.T, {**ways, **marks}, across, up, log)
     drawn.update_yaxes(scaleanchor="x")
     told = "Contours are even in the logarithm above the lowest value. " if log else ""
-    return Drawing(drawn, f"{_title(name)} on the plane. {told}Both axes have the same scale.")
+    return Drawing(drawn, f"Dots: where the networks stand. {told}Both axes have the same scale.")
 
 
 def _surface(grid: Grid, name: str, ways: Mapping[str, NDArray[np.float64]]) -> Drawing:
@@ -133,7 +135,9 @@ def _lifted(grid: Grid, way: NDArray[np.float64], scaled: NDArray[np.float64], c
     rows, columns = (
         np.abs(axis.numpy()[None, :] - way[:, [k]]).argmin(1) for k, axis in enumerate(grid.axes)
     )
-    return np.minimum(scaled[rows, columns], ceiling)
+    finite = scaled[np.isfinite(scaled)]
+    above = 0.01 * np.ptp(finite) if finite.size else 0.0  # or the surface would hide half of it
+    return np.minimum(scaled[rows, columns], ceiling) + above
 
 
 def _shown(values: NDArray[np.float64]) -> NDArray[np.float64]:

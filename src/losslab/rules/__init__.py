@@ -14,13 +14,19 @@ from losslab.rules import schedules
 from losslab.rules.adagrad import AdaGrad, FullAdaGrad
 from losslab.rules.adam import Adam, AdaMax, AdamNC, AMSGrad
 from losslab.rules.adapter import TorchOptimizer
+from losslab.rules.auto_rate import AutoRate
+from losslab.rules.cubic import CubicNewton
+from losslab.rules.curvature import Curvature, Landscape
 from losslab.rules.descent import GD, SGD
 from losslab.rules.fused import Stepper, stepper
+from losslab.rules.gauss_newton import DiagonalLM, GaussNewton
 from losslab.rules.momentum import Momentum, Nesterov
-from losslab.rules.newton import Newton
+from losslab.rules.newton import Newton, SaddleFree
+from losslab.rules.newton_cg import NewtonCG
+from losslab.rules.perturbed import PerturbedGD
 from losslab.rules.registry import RULES, Page, make, page, table
 from losslab.rules.rmsprop import RMSProp
-from losslab.rules.rule import Curvature, Hyper, Rule, Schedule, State, Weights, member_norm
+from losslab.rules.rule import Hyper, Rule, Schedule, State, Weights, member_norm
 
 __all__ = [
     "GD",
@@ -31,15 +37,23 @@ __all__ = [
     "AdaMax",
     "Adam",
     "AdamNC",
+    "AutoRate",
+    "CubicNewton",
     "Curvature",
+    "DiagonalLM",
     "FullAdaGrad",
+    "GaussNewton",
     "Hyper",
+    "Landscape",
     "Momentum",
     "Nesterov",
     "Newton",
+    "NewtonCG",
     "Page",
+    "PerturbedGD",
     "RMSProp",
     "Rule",
+    "SaddleFree",
     "Schedule",
     "State",
     "Stepper",

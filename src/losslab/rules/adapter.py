@@ -21,8 +21,9 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     ``optimizer.state[p]`` holds ``step`` and the rule's slots under the names torch uses for the same
     quantities (``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``, ``momentum_buffer``, ``square_avg``, ``sum``,
-    ...); a rule without memory or schedule, such as plain SGD, keeps nothing. Hyperparameters stand in ``param_groups`` and may differ between groups or be changed by
-    torch's learning-rate schedulers; one that the rule gives as a schedule is written there at every step.
+    ...); a rule without memory or schedule, such as plain SGD, keeps nothing. Hyperparameters stand
+    in ``param_groups`` and may differ between groups or be changed by torch's learning-rate schedulers; one
+    that the rule gives as a schedule is written there at every step.
 
     Unlike torch's optimizers this one never writes to ``p.grad``, and ``load_state_dict`` leaves the state
     in the dtype it was saved in (torch casts float32 moments of bfloat16 weights to bfloat16). A parameter
@@ -157,7 +158,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         else:
             _general(rule, params, grads, slots, step)
         if not self._timeless:
-            torch._foreach_add_([state["step"] for state in states], _ONE, alpha=1.0)  # floats are much slower
+            # A float in place of the tensor is much slower.
+            torch._foreach_add_([state["step"] for state in states], _ONE, alpha=1.0)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Torch's, but the state keeps the dtype it was saved in.

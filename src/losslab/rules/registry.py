@@ -9,9 +9,14 @@ from typing import Any
 from losslab.errors import unknown
 from losslab.rules.adagrad import AdaGrad, FullAdaGrad
 from losslab.rules.adam import Adam, AdaMax, AdamNC, AMSGrad
+from losslab.rules.auto_rate import AutoRate
+from losslab.rules.cubic import CubicNewton
 from losslab.rules.descent import GD, SGD
+from losslab.rules.gauss_newton import DiagonalLM, GaussNewton
 from losslab.rules.momentum import Momentum, Nesterov
-from losslab.rules.newton import Newton
+from losslab.rules.newton import Newton, SaddleFree
+from losslab.rules.newton_cg import NewtonCG
+from losslab.rules.perturbed import PerturbedGD
 from losslab.rules.rmsprop import RMSProp
 from losslab.rules.rule import Rule
 
@@ -20,7 +25,14 @@ _ALL: tuple[type[Rule], ...] = (
     SGD,
     Momentum,
     Nesterov,
+    PerturbedGD,
+    AutoRate,
     Newton,
+    NewtonCG,
+    SaddleFree,
+    CubicNewton,
+    GaussNewton,
+    DiagonalLM,
     AdaGrad,
     FullAdaGrad,
     RMSProp,

@@ -7,12 +7,13 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from losslab.errors import LosslabError, unknown
+from losslab.rules.curvature import Curvature, check
 
 if TYPE_CHECKING:
     from losslab.rules.adapter import TorchOptimizer
@@ -28,13 +29,6 @@ Schedule = Callable[[int], "float | Tensor"]
 
 Hyper = float | Sequence[float] | Tensor | Schedule
 """A hyperparameter: one number, one number a member, or a schedule."""
-
-
-class Curvature(Protocol):
-    """What a second-order rule may ask about the loss at the current weights."""
-
-    def hessian(self) -> Tensor:
-        """The Hessian of each member's loss, ``[N, P, P]``, parameters in the order of the weights."""
 
 
 class Coefficients:
@@ -103,7 +97,7 @@ class Rule:
     torch_names: ClassVar[Mapping[str, str]] = {}  # slot -> torch.optim's key for the same quantity
     full_batch: ClassVar[bool] = False  # wants the whole training set when no batch size is given
     whole_vector: ClassVar[bool] = False  # `leaf` sees a member's weights as one vector, x is [N, P]
-    needs_curvature: ClassVar[bool] = False  # `leaf` finds the Hessian [N, P, P] in h.hessian
+    needs_curvature: ClassVar[bool] = False  # `leaf` finds in h.curvature what it may ask
     largest: ClassVar[int] = 5000  # most weights P a member for a rule with a P x P matrix
 
     def __post_init__(self) -> None:
@@ -125,6 +119,10 @@ class Rule:
     def slots(self) -> tuple[str, ...]:
         """Names of the state tensors kept for each weight, all starting at zero."""
         return ()
+
+    def asks(self) -> tuple[str, ...]:
+        """Methods of `Landscape` that `leaf` calls, where it needs curvature."""
+        return ("hessian",)
 
     def leaf(
         self, g: Tensor, x: Tensor, s: dict[str, Tensor], h: Any, t: int
@@ -228,17 +226,17 @@ class Rule:
             state: What `init` or the last `update` returned.
             weights: Name -> ``[N, ...]``.
             step: 0 at the first update.
-            curvature: Asked for the Hessian by second-order rules only.
+            curvature: Asked by second-order rules only; a `Landscape` answers all of them.
 
         Returns:
             New weights and new state.
 
         Raises:
-            LosslabError: A second-order rule was given no curvature, or a rule that keeps a matrix of all
-                weights too many of them.
+            LosslabError: A second-order rule was given no curvature or one that lacks an answer, or a rule
+                that keeps a matrix of all weights too many of them.
         """
-        if self.needs_curvature and curvature is None:
-            raise LosslabError(f"{self.name} needs the Hessian and got none: pass curvature=")
+        if self.needs_curvature:
+            check(curvature, self.name, self.asks())
         names = list(weights)
         h = self.at(step, weights[names[0]].device if names else None)
         with torch.no_grad():
@@ -246,10 +244,7 @@ class Rule:
             if not self.whole_vector:
                 return self._leafwise(gradients, state, weights, h, step + 1)
             self._check_size(weights)
-            if self.needs_curvature:
-                assert curvature is not None
-                with torch.enable_grad():
-                    h = Coefficients({**vars(h), "hessian": curvature.hessian().detach()})
+            h = Coefficients({**vars(h), "curvature": curvature})
             x = _decayed(_matrix(weights), h, self.decay)
             s = {slot: tensors[""] for slot, tensors in state.items()}
             x, s = self.leaf(_matrix(gradients), x, s, h, step + 1)
