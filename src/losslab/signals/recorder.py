@@ -104,8 +104,8 @@ class Recorder:
             self.updates = update_ratio(weights, population.points.weights, population.step - step)
             add_updates(found, seen, self.updates)
         self.steps.append(population.step)
-        self.rows.append({place: _held(told) for place, told in found.items()})
-        self.losses.append(seen.losses.cpu())
+        self.rows.append({k: {n: v.detach() for n, v in told.items()} for k, told in found.items()})
+        self.losses.append(seen.losses.detach())
         self.latest = seen
 
     def statistic(self, layer: str, name: str, direction: str = "forward") -> Tensor:
@@ -125,7 +125,8 @@ class Recorder:
                 f"{', '.join(there) or 'nothing, no step was recorded'}"
             )
         blank = torch.full_like(known[0], torch.nan)
-        return torch.stack([row.get(place, {}).get(name, blank) for row in self.rows])
+        looks = [row.get(place, {}).get(name, blank) for row in self.rows]
+        return torch.stack(looks).to("cpu", torch.float64)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -135,14 +136,8 @@ class Recorder:
         frames = []
         for step, row in zip(self.steps, self.rows, strict=True):
             for (layer, direction), told in row.items():
-                columns = {name: values.numpy() for name, values in told.items()}
+                columns = {n: values.to("cpu", torch.float64).numpy() for n, values in told.items()}
                 members = range(len(next(iter(columns.values()))))
                 place = {"step": step, "layer": layer, "direction": direction, "member": members}
                 frames.append(pd.DataFrame({**place, **columns}))
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-
-
-def _held(told: Statistics) -> Statistics:
-    """Copies on the CPU, by way of one tensor."""
-    values = torch.stack([*told.values()]).detach().to("cpu", torch.float64)
-    return dict(zip(told, values, strict=True))

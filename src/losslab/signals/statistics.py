@@ -106,12 +106,18 @@ def percentiles(
     if sample is not None and values[0].numel() > sample:
         values = _sampled(values, sample, seed)
     ordered = sort_rows(values.reshape(len(values), -1))
-    place = torch.tensor([p / 100 * (ordered.shape[1] - 1) for p in which], dtype=torch.float64)
-    low = place.long().clamp(max=max(0, ordered.shape[1] - 2)).to(values.device)
-    high = (low + 1).clamp(max=ordered.shape[1] - 1)
-    share = (place.to(values.device) - low).to(values.dtype)
-    found = ordered[:, low] + share * (ordered[:, high] - ordered[:, low])
+    low, high, share = (t.to(values.device) for t in _ranks(ordered.shape[1], tuple(which)))
+    below = ordered[:, low]
+    found = below + share.to(values.dtype) * (ordered[:, high] - below)
     return torch.where(ordered[:, -1:].isnan(), ordered[:, -1:], found)
+
+
+@lru_cache(maxsize=64)
+def _ranks(count: int, which: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """The ranks between which each percentile of ``count`` values lies, and how far from the lower one."""
+    place = torch.tensor([p / 100 * (count - 1) for p in which], dtype=torch.float64)
+    low = place.long().clamp(max=max(0, count - 2))
+    return low, (low + 1).clamp(max=count - 1), place - low
 
 
 def sort_rows(values: Tensor) -> Tensor:
