@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import adapters, curvature, lecture, normalisation, paths, populations, startup
+from benchmarks import adapters, curvature, lecture, normalisation, paths, populations, startup, tickets
 from benchmarks.measure import Row
 
-SUITES = ("populations", "normalisation", "curvature", "paths", "adapters", "startup", "lecture")
+SUITES = ("populations", "normalisation", "curvature", "paths", "tickets", "adapters", "startup", "lecture")
 LONG = ("curvature-resnet",)
 
 
@@ -39,6 +39,7 @@ def main() -> None:
         "curvature": lambda: curvature.rows(options.data),
         "curvature-resnet": lambda: curvature.residual_rows(options.data),
         "paths": lambda: paths.rows(options.data),
+        "tickets": lambda: tickets.rows(options.data),
         "adapters": adapters.rows,
         "startup": startup.rows,
         "lecture": lecture.rows,

@@ -262,3 +262,16 @@ def test_mistakes_are_told(options, told):
         eigenpairs(torch.eye(3), **options)
     with pytest.raises(LosslabError, match="the basis holds 4 vectors"):
         eigenpairs(torch.eye(30), 3, basis=4)
+
+
+@pytest.mark.parametrize("which", ["smallest", "both ends"])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_small_residual_inside_the_spectrum_is_not_taken_for_its_end(which: str, seed: int) -> None:
+    """One large eigenvalue, a few small ones and many zeros: constant features make such Hessians."""
+    draw = torch.Generator().manual_seed(seed)
+    spectrum = torch.tensor([1.8, 0.0078, 0.0033, *[0.0] * 57, -0.0052, *[-0.0077] * 3], dtype=torch.float64)
+    rotation = torch.linalg.qr(torch.randn(64, 64, generator=draw, dtype=torch.float64)).Q
+    matrix = (rotation * spectrum) @ rotation.T
+    found = eigenpairs(matrix, 1, which, generator=draw)
+    assert found.complete
+    assert abs(float(found.values.min()) + 0.0077) < 1e-3 * 1.8

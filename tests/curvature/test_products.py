@@ -17,6 +17,7 @@ from tests.oracles.objective import pieces
 from torch import Tensor, nn
 
 from losslab.curvature import EmpiricalFisher, GaussNewton, Hessian
+from losslab.curvature.noise import HELD
 from losslab.curvature.operator import PLAIN_KERNELS
 from losslab.engine import ExecutionNotice, Objective, Points
 from losslab.errors import LosslabError
@@ -360,6 +361,15 @@ def test_a_loss_with_noise_of_its_own_is_refused(draw, told):
     noisy = task.replace(loss=lambda m, b: F.cross_entropy(m(b[0] + 0.1 * draw()), b[1]))
     with pytest.raises(LosslabError, match=f"(?s)at the same weights.*{told}"):
         Hessian(Objective(noisy), points) @ torch.ones(points.parameters, dtype=torch.float64)
+
+
+def test_noise_drawn_through_torch_is_held_and_told():
+    x, y = classes()
+    task, points = task_for(mlp(3, 5, 3)(), (x, y))
+    noisy = task.replace(loss=lambda m, b: F.cross_entropy(m(b[0] + 0.1 * torch.randn_like(b[0])), b[1]))
+    hessian = Hessian(Objective(noisy), points)
+    assert torch.equal(hessian @ ones(points), hessian @ ones(points))
+    assert hessian.notes == [HELD]
 
 
 class Once(torch.autograd.Function):

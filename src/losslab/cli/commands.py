@@ -287,6 +287,58 @@ class Connect:
 
 
 @dataclass(frozen=True)
+class Tickets:
+    """Draw lottery tickets: prune, go back, train again beside controls, level after level."""
+
+    task: Annotated[str, tyro.conf.Positional]
+    """FILE.py:NAME of a Task (or of a function that returns one), or digits, mnist, cifar10, ..."""
+    levels: int = 5
+    """Rounds of pruning."""
+    rate: float = 0.2
+    """Share of the living weights that goes each round."""
+    output_rate: float | None = None
+    """That of the output layer; half of --rate by default."""
+    scope: Literal["layer", "global", "units"] = "layer"
+    """Rank weights within each layer or over all of them, or take whole units."""
+    criterion: str = "magnitude"
+    """magnitude, movement, distance, random, snip, grasp or synflow."""
+    one_shot: bool = False
+    """Prune each level's share at once, by the dense network's scores."""
+    rewind: str = "init"
+    """init, a number of steps, learning-rate, fine-tune or continue."""
+    replicates: int = 3
+    """Independent networks, with seeds 0, 1, ..."""
+    controls: tuple[str, ...] = ("reinit", "random")
+    """Of reinit, random, shuffled, signs, dense."""
+    control_levels: tuple[int, ...] = ()
+    """Levels with controls; all by default."""
+    init: str | None = None
+    """Initial weights: xavier, xavier_uniform, he, lecun or orthogonal."""
+    rule: str = "adam"
+    """Update rule; `losslab rules` lists them."""
+    lr: float = 1.2e-3
+    """Learning rate."""
+    steps: int = 1000
+    """Updates of each training."""
+    batch_size: int = 60
+    """Examples a batch."""
+    evaluate: int = 100
+    """Updates between two looks at the validation loss."""
+    data: Path | None = None
+    """Folder with mnist/ and cifar10/."""
+    out: Path | None = None
+    """Folder for the tables and a file a level."""
+    resume: bool = False
+    """Go on with the lottery in the output folder, bit for bit; more --levels may be asked for."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        from losslab.cli.tickets import tickets
+
+        tickets(self)
+
+
+@dataclass(frozen=True)
 class Rules:
     """List the update rules, or show one rule's page."""
 
@@ -308,17 +360,20 @@ Command = (
     | Annotated[Curvature, tyro.conf.subcommand("curvature")]
     | Annotated[Landscape, tyro.conf.subcommand("landscape")]
     | Annotated[Connect, tyro.conf.subcommand("connect")]
+    | Annotated[Tickets, tyro.conf.subcommand("tickets")]
     | Annotated[Rules, tyro.conf.subcommand("rules")]
 )
 
 
 def parse(arguments: Sequence[str]) -> None:
     """Parses a command line and runs its command."""
-    command: Lecture | Train | Signals | Smoothness | Curvature | Landscape | Connect | Rules = tyro.cli(
-        Command,
-        prog="losslab",
-        description="A laboratory for the optimization of neural networks.",
-        args=list(arguments) or ["--help"],
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+    command: Lecture | Train | Signals | Smoothness | Curvature | Landscape | Connect | Tickets | Rules = (
+        tyro.cli(
+            Command,
+            prog="losslab",
+            description="A laboratory for the optimization of neural networks.",
+            args=list(arguments) or ["--help"],
+            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
     )
     command.run()

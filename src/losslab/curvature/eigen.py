@@ -80,7 +80,7 @@ def eigenpairs(
     block: int = 1,
     basis: int | None = None,
     start: Tensor | None = None,
-    second_look: bool | None = None,
+    second_look: bool = True,
     generator: torch.Generator | None = None,
 ) -> Eigenpairs:
     """The k eigenpairs at one end of the spectrum (or at each), at N points at once.
@@ -102,7 +102,8 @@ def eigenpairs(
         basis: Vectors held at most; by default four an eigenpair and at least 30 more than are wanted.
         start: ``[P]`` or ``[P, s]`` (``[N, P, s]``): vectors rich in what is sought, such as those found
             nearby. More than k of them follow eigenvalues that cross.
-        second_look: Whether to look again; by default where more than one eigenpair is wanted at an end.
+        second_look: Whether to look again. Without it a pair of small residual may be taken for the end of
+            the spectrum although the end has not been met; for warm starts near a pair that is known.
         generator: For the random start; a fixed one by default.
 
     Returns:
@@ -119,8 +120,6 @@ def eigenpairs(
     """
     members, size = (1, matrix.shape[0]) if len(matrix.shape) == 2 else matrix.shape[:2]
     wanted = _checked(k, which, tol, block, size)
-    if second_look is None:
-        second_look = k > 1
     budget = max(300, 40 * wanted) if max_products is None else max_products
     generator = seeded_generator(0, "eigenpairs") if generator is None else generator
     limit = max(4 * wanted, wanted + 30) + block if basis is None else basis

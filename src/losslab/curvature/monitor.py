@@ -225,8 +225,9 @@ class CurvatureMonitor:
     def _top(self, name: str, matrix: Any, members: list[int]) -> tuple[Tensor, Tensor]:
         """The largest eigenvalue at each point and its bound, ``[N]``."""
         key = f"{name} {members}"
+        start = self.vectors.get(key)
         found = eigenpairs(
-            matrix, 1, tol=self.tol, start=self.vectors.get(key), generator=generator(0, "monitor")
+            matrix, 1, tol=self.tol, start=start, second_look=start is None, generator=generator(0, "monitor")
         )
         self.vectors = {k: v for k, v in self.vectors.items() if not k.startswith(name)}
         self.vectors[key] = found.vectors.nan_to_num()

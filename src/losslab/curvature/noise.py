@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from typing import Any
 
@@ -14,6 +15,8 @@ from losslab.errors import LosslabError
 
 _EXAMPLES = 64
 
+HELD = "the loss draws random numbers through torch: they are held at one draw, which is what is measured"
+
 
 def refuse_noise(loss: Function, piece: Piece) -> None:
     """Evaluates the loss twice on a few examples and refuses one that gives two values.
@@ -24,13 +27,12 @@ def refuse_noise(loss: Function, piece: Piece) -> None:
     Raises:
         LosslabError: It names the source where that can be told.
     """
-    few = next(piece.thinned(_EXAMPLES)) if piece.at.batch is not None else piece
+    few = _few(piece)
     before = _states()
     with torch.no_grad():
         first, second = (few.run(loss, few.theta()).double() for _ in range(2))
     moved = [name for name, state in _states().items() if state != before[name]]
-    scale = torch.maximum(first.abs(), second.abs()) * torch.finfo(piece.theta()[0].dtype).eps * 1e3
-    off = (first - second).abs() > scale
+    off = _apart(first, second, few)
     if off.any():
         where = f"it draws from {' and '.join(moved)}" if moved else "something in it changes at each call"
         a, b = (float(v[off][0]) for v in (first, second))
@@ -38,6 +40,24 @@ def refuse_noise(loss: Function, piece: Piece) -> None:
             f"the loss gave {a:.6g} and then {b:.6g} at the same weights on the same examples, {where}: "
             "leave out augmentation and noise, or draw it by torch's functions, so that there is a function"
         )
+
+
+def draws(loss: Function, piece: Piece) -> bool:
+    """Whether the loss changes with the key from which torch's draws in it are made."""
+    few = _few(piece)
+    other = dataclasses.replace(few, at=dataclasses.replace(few.at, keys=few.at.keys + 1))
+    with torch.no_grad():
+        first, second = (one.run(loss, one.theta()).double() for one in (few, other))
+    return bool(_apart(first, second, few).any())
+
+
+def _few(piece: Piece) -> Piece:
+    return next(piece.thinned(_EXAMPLES)) if piece.at.batch is not None else piece
+
+
+def _apart(first: torch.Tensor, second: torch.Tensor, piece: Piece) -> torch.Tensor:
+    scale = torch.maximum(first.abs(), second.abs()) * torch.finfo(piece.theta()[0].dtype).eps * 1e3
+    return (first - second).abs() > scale
 
 
 def _states() -> dict[str, Any]:
@@ -69,4 +89,4 @@ def refuse_once(graph: Graph) -> None:
         waiting += [source for source, _ in node.next_functions]
 
 
-__all__ = ["refuse_noise", "refuse_once"]
+__all__ = ["HELD", "draws", "refuse_noise", "refuse_once"]

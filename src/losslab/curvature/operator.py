@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from losslab.curvature.graphs import Graph, Piece, Theta, dropouts
-from losslab.curvature.noise import refuse_noise, refuse_once
+from losslab.curvature.noise import HELD, draws, refuse_noise, refuse_once
 from losslab.engine import Objective, Points
 from losslab.engine.execution import Execution, ExecutionNotice
 from losslab.engine.memory import free_memory
@@ -303,6 +303,8 @@ class Operator:
         refuse_noise(self.objective.loss, piece)
         refuse_once(graph)
         self._inspected = True
+        if draws(self.objective.loss, piece):
+            self.notes.append(HELD)
         if dropped := dropouts(piece.execution.backend.template.module):
             self.notes.append(f"dropout is off in {', '.join(dropped)}")
 

@@ -45,9 +45,9 @@ def free_memory(device: torch.device) -> float:
         return float(torch.cuda.mem_get_info(device)[0])
     try:
         with open("/proc/meminfo") as lines:
-            found = {line.split(":")[0]: line.split()[1] for line in lines}
-        return float(found["MemAvailable"]) * 1024
-    except (OSError, KeyError, IndexError):
+            found = next(line for line in lines if line.startswith("MemAvailable:"))
+        return float(found.split()[1]) * 1024
+    except (OSError, StopIteration, IndexError):
         return float("inf")
 
 

@@ -16,6 +16,7 @@ SECTIONS = (
     "losslab.lecture.section_6_3",
     "losslab.lecture.section_6_4",
     "losslab.lecture.section_6_5",
+    "losslab.lecture.section_6_6",
 )
 """The packages that hold the claims; each exposes ``CLAIMS``, a list."""
 

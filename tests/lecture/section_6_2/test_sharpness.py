@@ -39,6 +39,10 @@ def test_small_run(stored):
     edge = kept["edge"]
     assert edge.groupby("lr").step.max().tolist() == [30, 30]
     assert (edge.sharpness > 0).all()
+    spectra = kept["spectra"]
+    assert 2 <= spectra.step.nunique() <= s.RIDGES
+    first = spectra[spectra.step == spectra.step.min()]
+    assert np.trapezoid(first.density, first.eigenvalue) == pytest.approx(64 * 6 + 6 + 42 + 70, rel=0.01)
 
 
 def planted(change=-0.4, hot=None, ratio=1.0, lost=0):
@@ -56,7 +60,15 @@ def planted(change=-0.4, hot=None, ratio=1.0, lost=0):
     edge = [
         pd.DataFrame({"lr": lr, "step": steps, "loss": 0.1, "sharpness": ratio * 2 / lr}) for lr in (0.1, 0.2)
     ]
-    return {"runs": pd.concat(rows, ignore_index=True), "edge": pd.concat(edge, ignore_index=True)}
+    x = np.linspace(-2.0, 24.0, 53)
+    spectra = [
+        pd.DataFrame({"eigenvalue": x, "density": np.exp(-(x**2)), "step": at, "lr": 0.1}) for at in (1, 100)
+    ]
+    return {
+        "runs": pd.concat(rows, ignore_index=True),
+        "edge": pd.concat(edge, ignore_index=True),
+        "spectra": pd.concat(spectra, ignore_index=True),
+    }
 
 
 @pytest.mark.parametrize(

@@ -353,6 +353,10 @@ C2 = Claim(
         "With det R < 0 no product of factors near the identity equals R, and descent from A = 0 cannot get "
         "there: the existence theorem needs det R > 0.",
         "Descent runs at 0.1 / (l ‖Σ‖ ‖R‖), which is not tuned; the number of its steps is limited.",
+        "Settled after a first run: the searches use R near the identity, since with R far from it most "
+        "leave the ball; descent has more steps; and the descent that stalls is the one towards "
+        "diag(−1, 1, …, 1), "
+        "since some random R with a negative determinant are reached, by factors outside of the ball.",
     ),
     errata=("E1",),
 )

@@ -308,5 +308,7 @@ C3 = Claim(
         "On digits the loss is the mean squared error of 200 images (1000 in the full profile) and a penalty "
         "of 0.0005 |θ|². A first run without the penalty could certify hardly any end, because "
         "the weights grow without end; the penalty may itself remove bad minima.",
+        "After a first run the quick profile has 75 starts on digits, 80 at first: still enough to exclude a "
+        "share of 5 % when none ends badly.",
     ),
 )

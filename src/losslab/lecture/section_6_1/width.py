@@ -70,13 +70,11 @@ def pictures(labels: str) -> Data:
 def task_of(width: int, activation: str, labels: str) -> Task:
     """One hidden layer on the digits; the metric ``left`` stops falling once a run has succeeded."""
     task = supervised(mlp(64, width, CLASSES, activation=activation), pictures(labels), name="digits")
-    accuracy = task.metrics
-    assert accuracy is not None
 
     def metrics(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        told = accuracy(model, batch)
-        loss = F.cross_entropy(model(batch[0]), batch[1])
-        return {**told, "left": loss.clamp(min=SOLVED / 2) + 1 - told["accuracy"]}
+        out = model(batch[0])
+        right = (out.argmax(-1) == batch[1]).float().mean()
+        return {"accuracy": right, "left": F.cross_entropy(out, batch[1]).clamp(min=SOLVED / 2) + 1 - right}
 
     return task.replace(metrics=metrics)
 
@@ -271,6 +269,8 @@ C4 = Claim(
         "early once it has succeeded, or when nothing has improved for 500 steps.",
         "The notes' threshold, more parameters than samples, is tested apart: with ten outputs an example "
         "asks for ten numbers, and true labels for far fewer. It is neither necessary nor sufficient.",
+        "The quick profile had 3000 steps at first and now has 1500: a run that would succeed later "
+        "counts as a failure, which can only lower the shares and raise the threshold.",
         "Theory (Du et al. 2019; Allen-Zhu et al. 2019) needs far wider networks than these.",
     ),
 )

@@ -58,7 +58,8 @@ def comparison(sizes: Sizes, lab: Lab) -> tuple[pd.DataFrame, pd.DataFrame]:
         for name in sizes.arms:
             arm = ARMS[name]
             lr, edge = tuned_rate(problem, arm, range(1000, 1000 + sizes.searches), sizes.updates)
-            run, rows = fitted(problem, arm, [lr] * sizes.seeds, range(sizes.seeds), sizes.updates)
+            lrs, seeds = [lr] * sizes.seeds, range(sizes.seeds)
+            run, rows = fitted(problem, arm, lrs, seeds, sizes.updates, tested=True)
             told = {"problem": str(problem), "arm": name}
             per_epoch = -(-problem.examples // (arm.size or problem.examples))
             rows["epochs"] = rows.updates / per_epoch

@@ -1,0 +1,254 @@
+"""What came of a lottery: tables, paired comparisons, verdicts, and the tickets themselves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from losslab.engine import Branch, Points, checkpoints, randomness
+from losslab.engine.points import Stack
+from losslab.errors import LosslabError, unknown
+from losslab.rules import State
+from losslab.tasks import Task
+from losslab.tasks.check import build
+from losslab.tickets.plan import Plan
+from losslab.tickets.prunable import Layers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WINS, LOSES, OPEN = "winning ticket", "no winning ticket", "undecided"
+
+
+@dataclass
+class Outcome:
+    """One level of a lottery, one member a replicate.
+
+    Attributes:
+        level: Rounds of pruning.
+        rows: One a network: arm, replicate, how many weights are left, the early-stop step, measurements
+            there and (``final_``) at the end.
+        curves: One a (network, evaluation).
+        masks: Of the tickets, name -> bool ``[N, *shape]``.
+        start: Where the tickets started, unmasked.
+        final: Where they ended.
+        best: Where their validation loss was least.
+        state: The rule's state at the end.
+    """
+
+    level: int
+    rows: list[dict[str, Any]]
+    curves: list[dict[str, Any]]
+    masks: Stack
+    start: Branch
+    final: Points
+    best: Points
+    state: State = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """To one file, atomically."""
+        tensors: dict[str, Tensor] = {f"masks/{n}": m for n, m in self.masks.items()}
+        for kind, points in (("start", self.start.points), ("final", self.final), ("best", self.best)):
+            tensors |= {f"{kind}/weights/{n}": t for n, t in points.weights.items()}
+            tensors |= {f"{kind}/buffers/{n}": t for n, t in points.buffers.items()}
+        for kind, state in (("begun", self.start.state), ("state", self.state)):
+            tensors |= {f"{kind}/{slot}/{n}": t for slot, ts in state.items() for n, t in ts.items()}
+        meta = {"level": self.level, "rows": self.rows, "curves": self.curves, "step": self.start.step}
+        # A file keeps no order, and draws for the controls go weight by weight.
+        meta["order"] = [*self.final.weights, *self.final.buffers, *self.masks]
+        checkpoints.write(path, tensors, meta)
+
+    @classmethod
+    def read(cls, path: Path) -> Outcome:
+        """What `write` wrote.
+
+        Raises:
+            LosslabError: The file is damaged or is not a level of a lottery.
+        """
+        tensors, meta = checkpoints.read(path)
+        if "rows" not in meta:
+            raise LosslabError(f"{path} is no level of a lottery: pass the folder of one")
+        groups: dict[str, Any] = {}
+        place = {name: k for k, name in reversed(list(enumerate(meta["order"])))}
+        mask_place = {name: k for k, name in enumerate(meta["order"])}
+
+        def rank(name: str) -> int:
+            group, _, rest = name.partition("/")
+            return mask_place[rest] if group == "masks" else place.get(rest.partition("/")[2], -1)
+
+        for name, tensor in sorted(tensors.items(), key=lambda item: rank(item[0])):
+            group, _, rest = name.partition("/")
+            if group == "masks":
+                groups.setdefault(group, {})[rest] = tensor
+            else:
+                part, _, rest = rest.partition("/")
+                groups.setdefault(group, {}).setdefault(part, {})[rest] = tensor
+
+        def points(kind: str) -> Points:
+            return Points(groups[kind]["weights"], groups[kind].get("buffers", {}))
+
+        start = Branch(points("start"), groups.get("begun", {}), meta["step"])
+        state = groups.get("state", {})
+        told = (meta["level"], meta["rows"], meta["curves"], groups["masks"], start)
+        return cls(*told, points("final"), points("best"), state)
+
+
+@dataclass
+class Lottery:
+    """A lottery's levels so far.
+
+    Attributes:
+        task: As it was trained, validation data included.
+        plan: The plan.
+        layers: What was pruned.
+        levels: Level by level.
+    """
+
+    task: Task
+    plan: Plan
+    layers: Layers
+    levels: list[Outcome]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a network: level, arm, replicate, ``remaining`` (P_m), ``stop_step``, measurements.
+
+        ``validation_``, ``test_`` columns are at the early-stop step; ``final_`` ones at the last.
+        """
+        import pandas as pd
+
+        return pd.DataFrame([row for level in self.levels for row in level.rows])
+
+    @property
+    def curves(self) -> pd.DataFrame:
+        """One row a (network, evaluation): level, arm, replicate, step, validation measurements."""
+        import pandas as pd
+
+        return pd.DataFrame([row for level in self.levels for row in level.curves])
+
+    @property
+    def score(self) -> str:
+        """The column that tickets are judged by: test accuracy, or minus what there is instead."""
+        columns = self.levels[0].rows[0]
+        known = ("test_accuracy", "validation_accuracy", "test_loss", "validation_loss")
+        return next(n for n in known if n in columns)
+
+    def compare(self, level: int) -> pd.DataFrame:
+        """Tickets of a level against the dense networks and against each control, pair by pair.
+
+        Returns:
+            One row an opponent: mean difference of `score` (ticket minus opponent; losses with their sign
+            turned) with its 95 % t interval over replicates, and the mean ratio of early-stop steps
+            (opponent / ticket; above 1 the ticket was faster) with its interval, by the logarithm.
+        """
+        import pandas as pd
+
+        rows = self.table
+        mine = rows[(rows.level == level) & (rows.arm == ("ticket" if level else "dense"))]
+        if level == 0 or mine.empty:
+            raise LosslabError(f"level {level} has no tickets: pass 1 to {self.levels[-1].level}")
+        mine = mine.set_index("replicate")
+        sign = -1.0 if self.score.endswith("loss") else 1.0
+        others = {"dense": rows[rows.arm == "dense"]}
+        here = rows[rows.level == level]
+        others |= {str(a): here[here.arm == a] for a in here.arm.unique() if a != "ticket"}
+        told = []
+        for arm, theirs in others.items():
+            theirs = theirs.set_index("replicate")
+            gap = sign * (mine[self.score] - theirs[self.score]).to_numpy()
+            ratio = [
+                math.log(max(b, 1) / max(a, 1)) for a, b in zip(mine.stop_step, theirs.stop_step, strict=True)
+            ]
+            mean, low, high = _interval(gap.tolist())
+            speed = [math.exp(v) for v in _interval(ratio)]
+            told.append(
+                {"level": level, "remaining": float(mine.remaining.mean()), "opponent": arm, "n": len(gap)}
+                | {"difference": mean, "low": low, "high": high}
+                | {"faster": speed[0], "faster_low": speed[1], "faster_high": speed[2]}
+            )
+        return pd.DataFrame(told)
+
+    def verdict(self, level: int) -> str:
+        """``"winning ticket"``: no worse than dense within the tolerance, and better than every control.
+
+        Each by its 95 % interval of paired differences. ``"no winning ticket"`` where an interval lies wholly
+        on the wrong side; ``"undecided"`` in between, and where there are no controls.
+        """
+        found = self.compare(level).set_index("opponent")
+        limits = {arm: -self.plan.tolerance if arm == "dense" else 0.0 for arm in found.index}
+        if any(found.high[arm] < limit for arm, limit in limits.items()):
+            return LOSES
+        won = all(found.low[arm] > limit for arm, limit in limits.items())
+        return WINS if won and len(limits) > 1 else OPEN
+
+    def verdicts(self) -> pd.DataFrame:
+        """One row a level: P_m, score and early-stop step of tickets (means), and the verdict."""
+        import pandas as pd
+
+        told = []
+        for outcome in self.levels:
+            rows = [r for r in outcome.rows if r["arm"] in ("ticket", "dense")]
+            means = {n: sum(r[n] for r in rows) / len(rows) for n in ("remaining", self.score, "stop_step")}
+            said = self.verdict(outcome.level) if outcome.level else "dense"
+            told.append({"level": outcome.level} | means | {"verdict": said})
+        return pd.DataFrame(told)
+
+    def line(self, level: int) -> str:
+        """A level in a line."""
+        row = self.verdicts().iloc[level]
+        return (
+            f"level {level}: {row.remaining:.2%} of the weights, {self.score.replace('_', ' ')} "
+            f"{row[self.score]:.4f}, early stop at {row.stop_step:.0f}, {row.verdict}"
+        )
+
+    def masks(self, level: int, replicate: int = 0) -> Stack:
+        """One ticket's masks, name -> bool ``[*shape]``."""
+        return {n: m[replicate].clone() for n, m in self.outcome(level).masks.items()}
+
+    def outcome(self, level: int) -> Outcome:
+        """One level.
+
+        Raises:
+            LosslabError: It has not been drawn.
+        """
+        if not 0 <= level < len(self.levels):
+            raise LosslabError(f"level {level} was not drawn: pass 0 to {len(self.levels) - 1}")
+        return self.levels[level]
+
+    def ticket(self, level: int, replicate: int = 0, weights: str = "best") -> nn.Module:
+        """One ticket as an ordinary module whose pruned weights are zero, in evaluation mode.
+
+        Args:
+            level: Rounds of pruning.
+            replicate: Which.
+            weights: ``"start"`` (as the ticket was drawn), ``"best"`` (least validation loss), ``"final"``.
+        """
+        at = self.outcome(level)
+        places = {"start": at.start.points, "best": at.best, "final": at.final}
+        if weights not in places:
+            raise unknown("weights of a ticket", weights, places)
+        with randomness.seeded(self.plan.seeds[replicate], "init"):
+            module = build(self.task)
+        places[weights].load_into(module, replicate)
+        with torch.no_grad():
+            for name, mask in self.masks(level, replicate).items():
+                module.get_parameter(name).mul_(mask)
+        return module.eval()
+
+
+def _interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean and its 95 % t interval; NaN ends for a single value."""
+    from scipy.special import stdtrit
+
+    n = len(values)
+    mean = sum(values) / n
+    if n < 2 or not math.isfinite(mean):
+        return mean, math.nan, math.nan
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    wide = float(stdtrit(n - 1, 0.975)) * spread
+    return mean, mean - wide, mean + wide
