@@ -269,9 +269,9 @@ def test_mistakes_are_told(options, told):
 def test_a_small_residual_inside_the_spectrum_is_not_taken_for_its_end(which: str, seed: int) -> None:
     """One large eigenvalue, a few small ones and many zeros: constant features make such Hessians."""
     draw = torch.Generator().manual_seed(seed)
-    spectrum = torch.tensor([1.8, 0.0078, 0.0033, *[0.0] * 57, -0.0052, *[-0.0077] * 3], dtype=torch.float64)
+    spectrum = torch.tensor([1.8, 0.005, *[0.0] * 61, -0.005], dtype=torch.float64)
     rotation = torch.linalg.qr(torch.randn(64, 64, generator=draw, dtype=torch.float64)).Q
     matrix = (rotation * spectrum) @ rotation.T
     found = eigenpairs(matrix, 1, which, generator=draw)
     assert found.complete
-    assert abs(float(found.values.min()) + 0.0077) < 1e-3 * 1.8
+    assert abs(float(found.values.min()) + 0.005) < 1e-3 * 1.8
