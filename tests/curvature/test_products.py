@@ -443,3 +443,12 @@ def refused():
 def test_mistakes_are_told(use, told):
     with pytest.raises(LosslabError, match=told):
         use()
+
+
+def test_bad_values_in_the_data_are_told_as_such() -> None:
+    x = torch.ones(6, 3)
+    x[4, 1] = torch.nan
+    task = supervised(lambda: nn.Linear(3, 2), train=(x, torch.zeros(6).long()))
+    points = Points.from_modules([nn.Linear(3, 2)])
+    with pytest.raises(LosslabError, match=r"the loss is nan at these weights.*bad values in the data"):
+        Hessian(Objective(task), points) @ torch.ones(8)
