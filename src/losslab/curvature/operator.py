@@ -160,8 +160,8 @@ class Operator:
         if self.members == 1 and rows.isfinite().all() and not found.isfinite().all():
             if not (loss := self.objective.value(self.points)).isfinite().all():
                 raise LosslabError(
-                    f"the loss is {loss.item():g} at these weights, not a finite number: look for bad values in "
-                    "the data, or measure where training was still sound"
+                    f"the loss is {loss.item():g} at these weights, not a finite number: look for bad values "
+                    "in the data, or measure where training was still sound"
                 )
             raise LosslabError(
                 f"the {self.kind} times a finite vector is not finite though the weights are: the loss "
