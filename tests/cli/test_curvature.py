@@ -99,6 +99,7 @@ MISTAKES = [
     (["t.py:own", "--matrix", "gauss-newton"], "hides what the network puts out"),
     (["t.py:deep", "--run", "nowhere"], "does not exist"),
     (["t.py:deep", "--k", "0"], "ask for 1 to"),
+    (["t.py:deep", "--k", "100000"], "ask for 1 to"),
     (["t.py:deep", "--tol", "2"], "between 0 and 1"),
     (["t.py:deep", "--dtype", "float31"], "no dtype is named"),
     (["t.py:deep", "--examples", "0"], "at least 1"),

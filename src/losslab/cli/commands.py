@@ -178,8 +178,8 @@ class Curvature:
     """Folder of a run saved by `losslab train --out`; without it, a network as it starts."""
     member: int = 0
     """Which network of the run; without a run, its seed."""
-    k: int = 10
-    """Largest eigenvalues."""
+    k: int | None = None
+    """Largest eigenvalues: 10 by default, or all where there are fewer."""
     matrix: Literal["hessian", "gauss-newton", "fisher"] = "hessian"
     """Which matrix."""
     density: bool = False

@@ -46,7 +46,7 @@ def curvature(command: Curvature) -> None:
         warnings.simplefilter("always")
         kinds = {"hessian": room.Hessian, "gauss-newton": room.GaussNewton, "fisher": room.EmpiricalFisher}
         operator: Operator = kinds[command.matrix](objective, points.to(dtype=_dtype(command.dtype)))
-        k = min(command.k, operator.size)
+        k = min(10, operator.size) if command.k is None else command.k
         found = {"largest": room.eigenpairs(operator, k, "largest", tol=command.tol)}
         found["smallest"] = room.eigenpairs(operator, 1, "smallest", tol=command.tol)
         trace = room.trace(operator)
