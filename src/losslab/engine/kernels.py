@@ -1,4 +1,4 @@
-"""The three hand-batched kernels that training time goes into, with their own backward passes.
+"""The hand-batched kernels that training time goes into, with their own backward passes.
 
 Layouts are chosen for the matrix library: a layer narrower than its batch is computed as ``W x^T`` and its
 value kept feature-major, which is 2 times faster for ten classes; a softmax over classes then runs along
