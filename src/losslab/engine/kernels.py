@@ -25,29 +25,34 @@ unused; oneDNN does not (1.5 to 1.8 times faster for 60 x 784 x 300). Its overhe
 matrices.
 """
 
+NARROW = 64
+"""Outputs below which a layer's value is kept feature-major, however many examples there are."""
+
 ONE_VALUE = (
     "batch norm in training mode got one value a channel, and one value has no variance: take two "
     "examples or more, or evaluation mode (in training, drop_last leaves out a last batch of one)"
 )
 
-_onednn = (
+_onednn: Any = (
     getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 )
 
 
+def _suits_onednn(a: Tensor) -> bool:
+    return _onednn is not None and a.device.type == "cpu" and a.dtype == torch.float32
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
     """``a b^T`` of one member, large matrices: ``[m, k]``, ``[n, k]`` -> ``[m, n]``; no graph."""
-    if _onednn is not None and a.device.type == "cpu" and a.dtype == torch.float32:
-        return _onednn(a, b, None, "none", [], "")
-    return a @ b.T
+    return _onednn(a, b, None, "none", [], "") if _suits_onednn(a) else a @ b.T
 
 
 def products(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """``a b^T + bias`` of N members: ``[N, m, k]``, ``[N, n, k]``, ``[N, n]`` -> ``[N, m, n]``; no graph."""
     members, m, k = a.shape
     n = b.shape[1]
-    large = m * k * n >= LARGE and m * n <= k * max(m, n)  # a large result would be copied for too long
-    if large and _onednn is not None and a.device.type == "cpu" and a.dtype == torch.float32:
+    # A result that is large beside its factors would be copied for too long.
+    if m * k * n >= LARGE and m * n <= k * max(m, n) and _suits_onednn(a):
         out = a.new_empty(members, m, n)
         for i in range(members):
             out[i] = _onednn(a[i], b[i], None if bias is None else bias[i], "none", [], "")
@@ -59,9 +64,17 @@ def products(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x W^T + b`` of N members: x ``[N, B, i]``, W ``[N, o, i]``, b ``[N, o]`` -> ``[N, B, o]``; no graph.
 
-    A layer narrower than its batch comes out feature-major, as a transposed view.
+    Examples that all members share are multiplied by all weights at once. A small layer narrower than its
+    batch comes out feature-major, as a transposed view.
     """
-    if weight.shape[1] >= x.shape[1]:
+    members, batch, inputs = x.shape
+    outputs = weight.shape[1]
+    large = batch * inputs * outputs >= LARGE and outputs >= NARROW
+    if large and x.stride(0) == 0 and members > 1 and _suits_onednn(x):
+        flat = None if bias is None else bias.reshape(-1)
+        y = _onednn(x[0], weight.reshape(members * outputs, inputs), flat, "none", [], "")
+        return y.view(batch, members, outputs).transpose(0, 1)
+    if large or outputs >= batch:
         return products(x, weight, bias)
     xt = x.transpose(1, 2)
     yt = torch.bmm(weight, xt) if bias is None else torch.baddbmm(bias.unsqueeze(2), weight, xt)
@@ -208,6 +221,8 @@ def batch_norm_with_vjp(
 
     The value lies in memory as ``[B, N, C]``, and so do the gradients that come back.
     """
+    if training and x.dim() == 3:
+        return _normalised_vectors(x, mean, var, weight, bias, momentum, eps)
     flat = _many_channels(x)
     running, (gamma, beta) = _flat(mean, var), _flat(weight, bias)
     if training:
@@ -228,6 +243,42 @@ def batch_norm_with_vjp(
         return _one_by_one(gx, x.shape), scale, shift
 
     return _one_by_one(y, x.shape), vjp
+
+
+def _normalised_vectors(
+    x: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, BatchNormVjp]:
+    """`batch_norm_with_vjp` for ``[N, B, C]`` in training mode, by arithmetic in the layout that x has.
+
+    Torch's kernel wants ``[B, N*C]``, and the matrix products around it ``[N, B, C]``; copies between the
+    two cost more than the normalisation.
+    """
+    batch = x.shape[1]
+    if batch == 1:
+        raise LosslabError(ONE_VALUE)
+    centre = x.mean(1, keepdim=True)
+    centred = x - centre
+    variance = (centred * centred).mean(1, keepdim=True)
+    scale = (variance + eps).rsqrt_()
+    if mean is not None and var is not None:
+        mean.lerp_(centre.squeeze(1), momentum)
+        var.lerp_(variance.squeeze(1) * (batch / (batch - 1)), momentum)
+    gain = scale if weight is None else scale * weight.unsqueeze(1)
+    y = centred * gain if bias is None else torch.addcmul(bias.unsqueeze(1), centred, gain)
+
+    def vjp(g: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        total, along = g.sum(1, keepdim=True), (g * centred).sum(1, keepdim=True).mul_(scale)
+        g.addcmul_(centred, along * scale, value=-1 / batch).sub_(total, alpha=1 / batch).mul_(gain)
+        of_weight = None if weight is None else along.squeeze(1)
+        return g, of_weight, None if bias is None else total.squeeze(1)
+
+    return y, vjp
 
 
 def _many_channels(x: Tensor) -> Tensor:
