@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from losslab.engine import kernels, table, table_layers, tape  # noqa: F401  (the tables fill themselves)
 from losslab.engine.gradients import Gradients
 from losslab.engine.points import Stack
+from losslab.engine.products import LargeProducts
 from losslab.engine.randomness import MemberRandom, reseeded
 from losslab.engine.stacked import NotInTable, Stacked
 from losslab.engine.tape import Node
@@ -157,18 +158,29 @@ class TapeBackend(TableBackend):
 
     def gradients(self, fn: Function, at: Stand) -> tuple[Tensor, Weights]:
         """Runs the network's code on `Node` values and plays the tape back."""
+        loss, leaf = self.taped(fn, at, True)
+        with torch.no_grad():
+            tape.backward(loss)
+        return loss.data, played(leaf)
+
+    def taped(self, fn: Function, at: Stand, training: bool) -> tuple[Node, dict[str, Node]]:
+        """The losses at the end of a tape that is still to be played back, and the weights at its start."""
         leaf = tape.leaves(at.weights)
         values: dict[str, Stacked] = {**leaf, **{n: Stacked(b) for n, b in at.buffers.items()}}
         given = map_nest(Stacked, at.batch) if at.private else at.batch
-        with torch.no_grad(), self.template.holding(values, True) as module:
-            with self._randomness(at.keys, Stacked):
-                loss = fn(module, given)
-            if not isinstance(loss, Node) or loss.dim() != 0:
-                raise NotInTable("a loss that is no scalar of the weights")
-            tape.backward(loss)
-        return loss.data, Gradients(
-            {n: torch.zeros_like(node.data) if node.grad is None else node.grad for n, node in leaf.items()}
-        )
+        drawing = self._randomness(at.keys, Stacked)
+        with torch.no_grad(), self.template.holding(values, training) as module, drawing:
+            loss = fn(module, given)
+        if not isinstance(loss, Node) or loss.dim() != 0:
+            raise NotInTable("a loss that is no scalar of the weights")
+        return loss, leaf
+
+
+def played(leaf: dict[str, Node]) -> Gradients:
+    """The gradients that a tape has left at its start."""
+    return Gradients(
+        {n: torch.zeros_like(node.data) if node.grad is None else node.grad for n, node in leaf.items()}
+    )
 
 
 class VmapBackend(Backend):
@@ -210,7 +222,9 @@ class LoopBackend(Backend):
 
     def run(self, fn: Function, at: Stand, training: bool) -> Any:
         """Runs the network's code N times."""
-        rows = {n: w.unbind(0) for n, w in at.weights.items()}
+        # The derivative of a squeeze is a view; that of unbind copies what it puts together again.
+        alone = at.members == 1
+        rows = {n: (w.squeeze(0),) if alone else w.unbind(0) for n, w in at.weights.items()}
         results = [
             self._one(fn, {n: r[i] for n, r in rows.items()}, at, i, training) for i in range(at.members)
         ]
@@ -238,7 +252,9 @@ class LoopBackend(Backend):
         given = map_nest(lambda t: t[i], at.batch) if at.private else at.batch
         values = {**weights, **{n: b[i] for n, b in at.buffers.items()}}
         seeding = reseeded(int(at.keys[i])) if self.global_draws else nullcontext()
-        with seeding, self.template.holding(values, training) as module, self._randomness(at.keys[i]):
+        fast = LargeProducts() if LargeProducts.pay(weights.values()) else nullcontext()
+        drawing = self._randomness(at.keys[i])
+        with seeding, fast, self.template.holding(values, training) as module, drawing:
             try:
                 result = fn(module, given)
             except ValueError as error:

@@ -13,7 +13,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from losslab.engine.kernels import product
+from losslab.engine.products import product
 
 
 class Factored:

@@ -15,15 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from losslab.engine.products import LARGE, available, by_onednn
 from losslab.errors import LosslabError
-
-LARGE = 1 << 20
-"""Multiplications in one member's product from which oneDNN, called member by member, beats one batched call.
-
-Torch sends float32 matrix products on a CPU to MKL, which on AMD machines leaves half of the vector width
-unused; oneDNN does not (1.5 to 1.8 times faster for 60 x 784 x 300). Its overhead a call only pays for large
-matrices.
-"""
 
 NARROW = 64
 """Outputs below which a layer's value is kept feature-major, however many examples there are."""
@@ -33,29 +26,16 @@ ONE_VALUE = (
     "examples or more, or evaluation mode (in training, drop_last leaves out a last batch of one)"
 )
 
-_onednn: Any = (
-    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-)
-
-
-def _suits_onednn(a: Tensor) -> bool:
-    return _onednn is not None and a.device.type == "cpu" and a.dtype == torch.float32
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """``a b^T`` of one member, large matrices: ``[m, k]``, ``[n, k]`` -> ``[m, n]``; no graph."""
-    return _onednn(a, b, None, "none", [], "") if _suits_onednn(a) else a @ b.T
-
 
 def products(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """``a b^T + bias`` of N members: ``[N, m, k]``, ``[N, n, k]``, ``[N, n]`` -> ``[N, m, n]``; no graph."""
     members, m, k = a.shape
     n = b.shape[1]
     # A result that is large beside its factors would be copied for too long.
-    if m * k * n >= LARGE and m * n <= k * max(m, n) and _suits_onednn(a):
+    if m * k * n >= LARGE and m * n <= k * max(m, n) and available(a):
         out = a.new_empty(members, m, n)
         for i in range(members):
-            out[i] = _onednn(a[i], b[i], None if bias is None else bias[i], "none", [], "")
+            out[i] = by_onednn(a[i], b[i], None if bias is None else bias[i])
         return out
     bt = b.transpose(1, 2)
     return torch.bmm(a, bt) if bias is None else torch.baddbmm(bias.unsqueeze(1), a, bt)
@@ -70,9 +50,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     members, batch, inputs = x.shape
     outputs = weight.shape[1]
     large = batch * inputs * outputs >= LARGE and outputs >= NARROW
-    if large and x.stride(0) == 0 and members > 1 and _suits_onednn(x):
+    if large and x.stride(0) == 0 and members > 1 and available(x):
         flat = None if bias is None else bias.reshape(-1)
-        y = _onednn(x[0], weight.reshape(members * outputs, inputs), flat, "none", [], "")
+        y = by_onednn(x[0], weight.reshape(members * outputs, inputs), flat)
         return y.view(batch, members, outputs).transpose(0, 1)
     if large or outputs >= batch:
         return products(x, weight, bias)
