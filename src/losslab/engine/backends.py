@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from losslab.engine import kernels, table, table_layers, tape  # noqa: F401  (the tables fill themselves)
+from losslab.engine.chain import Chain
 from losslab.engine.gradients import Gradients
 from losslab.engine.points import Stack
 from losslab.engine.products import LargeProducts
@@ -156,12 +157,28 @@ class TapeBackend(TableBackend):
 
     name = "tape"
 
+    def __init__(self, template: Template, draws: bool = True, global_draws: bool = False) -> None:
+        super().__init__(template, draws, global_draws)
+        self._chain: tuple[Any, Chain | None] = (None, None)
+
     def gradients(self, fn: Function, at: Stand) -> tuple[Tensor, Weights]:
-        """Runs the network's code on `Node` values and plays the tape back."""
+        """Runs a plain chain of layers straight through, other code on `Node` values, and the tape back."""
+        chain = self._chain_of(fn, at)
+        if chain is not None:
+            try:
+                with torch.no_grad():
+                    return chain.gradients(at.weights, at.buffers, at.batch, at.private)
+            except NotInTable:
+                self._chain = (fn, None)
         loss, leaf = self.taped(fn, at, True)
         with torch.no_grad():
             tape.backward(loss)
         return loss.data, played(leaf)
+
+    def _chain_of(self, fn: Function, at: Stand) -> Chain | None:
+        if self._chain[0] is not fn:
+            self._chain = (fn, Chain.of(self.template, fn, at.weights))
+        return self._chain[1]
 
     def taped(self, fn: Function, at: Stand, training: bool) -> tuple[Node, dict[str, Node]]:
         """The losses at the end of a tape that is still to be played back, and the weights at its start."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,17 +55,17 @@ class Measured(Template):
         for layer in self.module.modules():
             if isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)):
                 layer.dropout = 0.0
+            elif isinstance(layer, nn.modules.dropout._DropoutNd):
+                layer.p = 0.0
         for norm in self.norms:
             if getattr(norm, "momentum", None) is None:
                 # The cumulative average asks for a number in mid-program, which vmap has not; what the
                 # statistics move to in a measurement is nobody's concern, or set by `weigh`.
                 norm.momentum = 0.1  # type: ignore[assignment]
 
-    @contextmanager
-    def holding(self, values: Mapping[str, Any], training: bool) -> Iterator[nn.Module]:
-        """As `Template.holding`, in this template's own mode."""
-        with super().holding(values, self.training) as module:
-            yield module
+    def mode(self, training: bool) -> bool:
+        """This template's own mode, whatever is asked for."""
+        return self.training
 
     def weigh(self, share: float) -> None:
         """Gives the next batch this weight in the running statistics; the statistics so far keep the rest."""
@@ -80,28 +79,40 @@ def normalisers(module: nn.Module) -> list[nn.Module]:
     return [m for m in module.modules() if hasattr(m, "running_mean") and not isinstance(m, instance)]
 
 
-def without_dropout(fn: Function) -> Function:
-    """``fn`` with every dropout inside of it passing its input on."""
+def without_dropout(fn: Function, met: set[str] | None = None) -> Function:
+    """``fn`` with every dropout inside of it passing its input on; names of those that would drop in ``met``."""
 
     def quiet(module: nn.Module, batch: Batch) -> Any:
-        with _NoDropout():
+        with _NoDropout(met):
             return fn(module, batch)
 
     return quiet
 
 
 class _NoDropout(TorchFunctionMode):
+    def __init__(self, met: set[str] | None = None) -> None:
+        super().__init__()
+        self.met = met
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func in _DROPOUTS:
-            return args[0] if args else kwargs["input"]
+            given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
+            self._meet(func, given.get("p", 0.5) if given.get("training", given.get("train", True)) else 0.0)
+            return given["input"]
         if func is F.scaled_dot_product_attention:
-            args, kwargs = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args, dict(kwargs)
+            kwargs = dict(kwargs)
+            self._meet(func, args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0))
+            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
             if "dropout_p" in kwargs:
                 kwargs["dropout_p"] = 0.0
         return func(*args, **kwargs)
+
+    def _meet(self, func: Callable[..., Any], p: float) -> None:
+        if self.met is not None and p > 0:
+            self.met.add(func.__name__)
 
 
 class Mode:

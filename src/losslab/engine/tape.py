@@ -15,13 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losslab.engine import kernels
-from losslab.engine.gradients import Factored
+from losslab.engine import kernels, operations
 from losslab.engine.points import Stack
 from losslab.engine.stacked import NotInTable, Stacked
-from losslab.rules.fused import SLICED_FROM
-
-aten = torch.ops.aten
 
 Vjp = Callable[[Tensor], Sequence[Any]]
 """The gradient of a node's value -> the gradients it sends to its parents, in their order.
@@ -79,17 +75,30 @@ def leaves(weights: Stack) -> dict[str, Node]:
     return nodes
 
 
-def backward(result: Node) -> None:
-    """Leaves d(sum of ``result``)/d(value) in ``grad`` of the leaves: the tape played in reverse."""
+def backward(result: Node, between: Sequence[Node] = ()) -> dict[int, Tensor]:
+    """Leaves d(sum of ``result``)/d(value) in ``grad`` of the leaves: the tape played in reverse.
+
+    Args:
+        result: One number a member.
+        between: Values on the way whose gradients are wanted too.
+
+    Returns:
+        The ``id`` of a node of ``between`` -> its gradient; those that the result depends on.
+    """
     result.grad = torch.ones_like(result.data)
+    wanted = {id(node) for node in between}
+    found = {}
     for node in reversed(result.tape):
         g = node.grad
         if g is None:
             continue
+        if id(node) in wanted:
+            found[id(node)] = g.clone()  # what comes next may take its memory
         for parent, sent in zip(node.parents, node.vjp(g), strict=True):
             parent.grad = sent if parent.grad is None else parent.grad + sent
         node.grad = None
     result.tape.clear()
+    return found
 
 
 def _rule(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -113,71 +122,40 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> Node:
     data = x.data if isinstance(x, Stacked) else x.expand(members, *x.shape)
     if data.dim() != 3:
         raise NotInTable("linear of anything but a batch of vectors")
-    y = kernels.linear(data, w, None if bias is None else bias.data)
-    factored = w.is_cpu and w[0].numel() >= SLICED_FROM
-    vjp_weight: Any = Factored if factored else kernels.linear_vjp_weight
-    parents = [weight]
-    if bias is not None:
-        parents.append(bias)
+    parents = [weight] if bias is None else [weight, bias]
     inner = isinstance(x, Node)
-    if inner:
-        parents.append(x)
-
-    def vjp(g: Tensor) -> list[Any]:
-        sent = [vjp_weight(g, data)]
-        if bias is not None:
-            sent.append(g.sum(1))
-        if inner:
-            sent.append(kernels.linear_vjp_input(g, w, data))
-        return sent
-
-    return Node(y, parents, vjp)
-
-
-def _activation(function: Any, slope: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Any]:
-    """An elementwise function; ``slope(g, x, y)`` is the gradient sent back, and may take g's memory."""
-
-    def run(x: Node, *args: Any, **kwargs: Any) -> Node:
-        if any(option not in _USUAL for option in (*args, *kwargs.values())):
-            raise NotInTable(f"{function.__name__} with options")
-        data = x.data
-        y = function(data)
-        return Node(y, (x,), lambda g: (slope(g, data, y),))
-
-    return run
+    y, vjp = operations.linear(data, w, None if bias is None else bias.data, inner)
+    return Node(y, [*parents, x] if inner else parents, vjp)
 
 
 _USUAL = (False, True, 1.0, "none")
 """Options that change nothing here: in place or not, alpha of elu, gelu without approximation."""
 
 
-def _softsign(x: Tensor) -> Tensor:
-    return x / (1 + x.abs())
+def _activation(activation: operations.Activation) -> Callable[..., Any]:
+    def run(x: Node, *args: Any, **kwargs: Any) -> Node:
+        if any(option not in _USUAL for option in (*args, *kwargs.values())):
+            raise NotInTable(f"{activation.function.__name__} with options")
+        y, vjp = activation(x.data)
+        return Node(y, (x,), lambda g: (vjp(g),))
+
+    return run
 
 
-_relu_slope = aten.threshold_backward.grad_input
-_tanh_slope = aten.tanh_backward.grad_input
-_sigmoid_slope = aten.sigmoid_backward.grad_input
-
-_ACTIVATIONS: list[tuple[tuple[Any, ...], Any, Callable[[Tensor, Tensor, Tensor], Tensor]]] = [
-    ((torch.relu, F.relu, Tensor.relu), torch.relu, lambda g, x, y: _relu_slope(g, y, 0, grad_input=g)),
-    ((torch.tanh, F.tanh, Tensor.tanh), torch.tanh, lambda g, x, y: _tanh_slope(g, y, grad_input=g)),
-    (
-        (torch.sigmoid, F.sigmoid, Tensor.sigmoid),
-        torch.sigmoid,
-        lambda g, x, y: _sigmoid_slope(g, y, grad_input=g),
-    ),
-    ((F.silu,), F.silu, lambda g, x, y: aten.silu_backward(g, x)),
-    ((F.gelu,), F.gelu, lambda g, x, y: aten.gelu_backward(g, x)),
-    ((F.elu,), F.elu, lambda g, x, y: aten.elu_backward(g, 1.0, 1.0, 1.0, False, x)),
-    ((F.softsign,), _softsign, lambda g, x, y: g * (1 - y.abs()).square_()),
-    ((torch.square, Tensor.square), torch.square, lambda g, x, y: g * (2 * x)),
-    ((torch.neg, Tensor.neg, Tensor.__neg__), torch.neg, lambda g, x, y: -g),
-    ((torch.exp, Tensor.exp), torch.exp, lambda g, x, y: g * y),
-]
-for _functions, _function, _slope in _ACTIVATIONS:
-    for _each in _functions:
-        RULES[_each] = _activation(_function, _slope)
+for _names, _each in (
+    ((torch.relu, F.relu, Tensor.relu), operations.RELU),
+    ((torch.tanh, F.tanh, Tensor.tanh), operations.TANH),
+    ((torch.sigmoid, F.sigmoid, Tensor.sigmoid), operations.SIGMOID),
+    ((F.silu,), operations.SILU),
+    ((F.gelu,), operations.GELU),
+    ((F.elu,), operations.ELU),
+    ((F.softsign,), operations.SOFTSIGN),
+    ((torch.square, Tensor.square), operations.SQUARE),
+    ((torch.neg, Tensor.neg, Tensor.__neg__), operations.NEGATIVE),
+    ((torch.exp, Tensor.exp), operations.EXPONENTIAL),
+):
+    for _name in _names:
+        RULES[_name] = _activation(_each)
 
 
 def _sum_to(g: Tensor, shape: torch.Size) -> Tensor:
@@ -343,24 +321,8 @@ def _cross_entropy(
         raise NotInTable("this form of cross_entropy")
     z = input.data
     labels = target.data if isinstance(target, Stacked) else target.expand(z.shape[0], *target.shape)
-    log_p = torch.log_softmax(z.transpose(1, 2).contiguous(), 1)
-    share: Tensor | float = 1 / labels.shape[1]
-    try:
-        if labels.is_cuda or 0 <= ignore_index < z.shape[2]:
-            raise IndexError  # look before indexing: a GPU would stop the program, the index may be valid
-        picked = log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
-    except (IndexError, RuntimeError):
-        labels, kept = kernels.checked_labels(labels, z.shape[2], ignore_index)
-        picked = log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
-        if kept is not None:
-            share = kept.to(z.dtype) / kept.sum(1, keepdim=True)
-
-    def vjp(g: Tensor) -> tuple[Tensor]:
-        each = (g[:, None] * share)[:, None, :] if isinstance(share, Tensor) else (g * share).view(-1, 1, 1)
-        return (kernels.cross_entropy_vjp(log_p, labels.unsqueeze(1), each).transpose(1, 2),)
-
-    losses = picked.mean(1) if isinstance(share, float) else (picked * share).sum(1)
-    return Node(losses.neg_(), (input,), vjp)
+    losses, vjp = operations.cross_entropy(z, labels, ignore_index)
+    return Node(losses, (input,), lambda g: (vjp(g),))
 
 
 @_rule(F.mse_loss)
@@ -368,7 +330,8 @@ def _mse_loss(input: Any, target: Any, *args: Any, reduction: str = "mean", **kw
     kwargs = {k: v for k, v in kwargs.items() if v is not None}
     if args or kwargs or reduction != "mean" or tuple(input.shape) != tuple(target.shape):
         raise NotInTable("this form of mse_loss")
-    return _mean(_activation_of_square(_sum_of(input, target, 1, -1)))
-
-
-_activation_of_square = RULES[torch.square]
+    if _is_constant(input) or not _is_constant(target):
+        return _mean(RULES[torch.square](_sum_of(input, target, 1, -1)))
+    y = target.data if isinstance(target, Stacked) else target.expand(input.data.shape)
+    losses, vjp = operations.mean_square(input.data, y)
+    return Node(losses, (input,), lambda g: (vjp(g),))

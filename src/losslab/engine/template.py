@@ -31,9 +31,14 @@ class Template:
         self.own = [table[key] for table, key, _ in self.slots]
         self.recurrent = [m for m in self.module.modules() if isinstance(m, nn.RNNBase)]
 
+    def mode(self, training: bool) -> bool:
+        """The mode that the module takes when it is asked for this one."""
+        return training
+
     @contextmanager
     def holding(self, values: Mapping[str, Any], training: bool) -> Iterator[nn.Module]:
         """The module with these weights and buffers, in training or evaluation mode, for a ``with`` block."""
+        training = self.mode(training)
         if self.module.training != training:
             self.module.train(training)
         try:

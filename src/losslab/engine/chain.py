@@ -1,0 +1,183 @@
+"""A chain of torch's own layers, run straight through: what the tape records, without recording it.
+
+Calling modules, looking up operations and noting them costs as much as the arithmetic of a network like
+64-32-10. Where all code between the weights and the loss is torch's own and known here, it does the same at
+every step, and need not be run to find out what it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losslab.engine import kernels, operations
+from losslab.engine.gradients import Gradients
+from losslab.engine.points import Stack
+from losslab.engine.stacked import NotInTable
+from losslab.engine.template import Template
+from losslab.tasks import Supervised
+
+ACTIVATIONS: dict[type[nn.Module], operations.Activation] = {
+    nn.ReLU: operations.RELU,
+    nn.Tanh: operations.TANH,
+    nn.Sigmoid: operations.SIGMOID,
+    nn.SiLU: operations.SILU,
+    nn.Softsign: operations.SOFTSIGN,
+}
+
+LOSSES: dict[Any, Callable[[Tensor, Tensor], tuple[Tensor, operations.Vjp]]] = {
+    F.cross_entropy: operations.cross_entropy,
+    F.mse_loss: operations.mean_square,
+}
+
+Step = Callable[[Tensor, Stack, Stack, bool], tuple[Tensor, Callable[[Tensor], list[Any]]]]
+"""Value, weights, buffers, whether the value depends on weights -> the next value, and the way back to the
+step's weights and then to its value."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Layers in a row, and a loss at their end.
+
+    Args:
+        steps: Each with the names of its weights.
+        loss: The loss of outputs and targets.
+        classes: Whether targets are class indices.
+    """
+
+    steps: tuple[tuple[Step, tuple[str, ...]], ...]
+    loss: Callable[[Tensor, Tensor], tuple[Tensor, operations.Vjp]]
+    classes: bool
+
+    @classmethod
+    def of(cls, template: Template, loss: Any, weights: Stack) -> Chain | None:
+        """The chain that a network and a loss are; None if there is code in them that is not known here."""
+        if type(loss) is not Supervised or loss.criterion not in LOSSES:
+            return None
+        names = {(id(table), key): name for table, key, name in template.slots}
+        steps = []
+        for layer in _layers(template.module):
+            found = None if layer is None else _step(layer, names, template)
+            if found is None:
+                return None
+            steps.append(found)
+        used = [name for _, mine in steps for name in mine]
+        if not used or sorted(used) != sorted(weights):  # frozen, tied and unused weights are the tape's
+            return None
+        return cls(tuple(steps), LOSSES[loss.criterion], loss.criterion is F.cross_entropy)
+
+    def gradients(
+        self, weights: Stack, buffers: Stack, batch: Any, private: bool
+    ) -> tuple[Tensor, Gradients]:
+        """Losses ``[N]`` and gradients of all members.
+
+        Raises:
+            NotInTable: A batch of a kind that the chain has no kernels for.
+        """
+        x, y = batch
+        if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+            raise NotInTable("a batch of anything but two tensors")
+        if not private:
+            members = next(iter(weights.values())).shape[0]
+            x, y = x.expand(members, *x.shape), y.expand(members, *y.shape)
+        if self.classes and (y.dim() != 2 or y.is_floating_point()):
+            raise NotInTable("this form of cross_entropy")
+        notes: list[tuple[tuple[str, ...], Callable[[Tensor], list[Any]]]] = []
+        for step, names in self.steps:
+            x, vjp = step(x, weights, buffers, bool(notes))
+            if names or notes:
+                notes.append((names, vjp))
+        if x.dim() != 3 or not (self.classes or y.shape == x.shape):
+            raise NotInTable("this form of the loss")
+        losses, back = self.loss(x, y)
+        g = back(torch.ones_like(losses))
+        found: dict[str, Any] = {}
+        for names, vjp in reversed(notes):
+            sent = vjp(g)
+            found.update(zip(names, sent, strict=False))
+            g = sent[-1]
+        return losses, Gradients({name: found[name] for name in weights})
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module | None]:
+    """The layers in their order; None stands for what is no plain layer."""
+    hooked = any(getattr(module, table) for table in _HOOKS)
+    if hooked or "forward" in module.__dict__:
+        yield None
+    elif type(module) is nn.Sequential:
+        for inner in module:
+            yield from _layers(inner)
+    else:
+        yield module
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _step(
+    layer: nn.Module, names: dict[tuple[int, str], str], template: Template
+) -> tuple[Step, tuple[str, ...]] | None:
+    held = {key: names[id(layer._parameters), key] for key, p in layer._parameters.items() if p is not None}
+    mine = tuple(held[key] for key in ("weight", "bias") if key in held)
+    kind = type(layer)
+    if kind is nn.Linear:
+        return _linear(*mine), mine
+    if kind in ACTIVATIONS:
+        return _activation(ACTIVATIONS[kind]), ()
+    if kind is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
+        return _flatten, ()
+    if type(layer) is nn.BatchNorm1d and layer.track_running_stats and layer.momentum is not None:
+        kept = [
+            names[id(layer._buffers), key] for key in ("running_mean", "running_var", "num_batches_tracked")
+        ]
+        return _batch_norm(mine, kept, layer.momentum, layer.eps, template), mine
+    return None
+
+
+def _linear(weight: str, bias: str | None = None) -> Step:
+    def run(x: Tensor, weights: Stack, buffers: Stack, inner: bool) -> tuple[Tensor, Any]:
+        if x.dim() != 3:
+            raise NotInTable("linear of anything but a batch of vectors")
+        return operations.linear(x, weights[weight], None if bias is None else weights[bias], inner)
+
+    return run
+
+
+def _activation(activation: operations.Activation) -> Step:
+    def run(x: Tensor, weights: Stack, buffers: Stack, inner: bool) -> tuple[Tensor, Any]:
+        y, vjp = activation(x)
+        return y, lambda g: [vjp(g)]
+
+    return run
+
+
+def _flatten(x: Tensor, weights: Stack, buffers: Stack, inner: bool) -> tuple[Tensor, Any]:
+    shape = x.shape
+    return x.flatten(2), lambda g: [g.reshape(shape)]
+
+
+def _batch_norm(
+    mine: tuple[str, ...], kept: list[str], momentum: float, eps: float, template: Template
+) -> Step:
+    def run(x: Tensor, weights: Stack, buffers: Stack, inner: bool) -> tuple[Tensor, Any]:
+        if x.dim() != 3:
+            raise NotInTable("batch norm of anything but a batch of vectors")
+        mean, var, count = (buffers[name] for name in kept)
+        training = template.mode(True)
+        if training:
+            count.add_(1)
+        scale, shift = (weights[name] for name in mine) if mine else (None, None)
+        y, vjp = kernels.batch_norm_with_vjp(x, mean, var, scale, shift, training, momentum, eps)
+
+        def back(g: Tensor) -> list[Any]:
+            gx, gw, gb = vjp(g)
+            return [gw, gb, gx] if mine else [gx]
+
+        return y, back
+
+    return run
