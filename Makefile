@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: lecture test slow bench check clean
+.PHONY: lecture test slow bench docs check clean
 
 lecture: $(VENV)/.lab
 	$(BIN)/losslab lecture $(ARGS)
@@ -20,6 +20,10 @@ slow: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# docs/tickets.md from the folder of a finished lottery: make docs ARGS=FOLDER
+docs: $(VENV)/.lab
+	$(BIN)/python docs/tickets.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) losslab-report losslab-run

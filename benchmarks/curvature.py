@@ -172,7 +172,7 @@ def equally_accurate(place: Place, contender: Callable[[Place, float], Pairs]) -
 
 
 def largest(place: Place, rounds: int = ROUNDS) -> list[Row]:
-    """The five largest eigenpairs; the second look for copies is something that no peer does."""
+    """The five largest eigenpairs by default, with the second look for copies that no peer takes."""
     for second_look in (False, True):
         assert worst(place, ours(place, second_look)) <= ACCURACY
     tols = {
@@ -181,8 +181,8 @@ def largest(place: Place, rounds: int = ROUNDS) -> list[Row]:
     }
     seconds = interleaved(
         {
-            "ours": lambda: ours(place, False),
-            "looked again": lambda: ours(place, True),
+            "ours": lambda: ours(place, True),
+            "one look": lambda: ours(place, False),
             "PyHessian": lambda: pyhessian(place, tols["PyHessian"]),
             "curvlinops": lambda: curvlinops(place, tols["curvlinops"]),
         },
@@ -190,11 +190,11 @@ def largest(place: Place, rounds: int = ROUNDS) -> list[Row]:
         warmup=0,
     )
     what = f"{place.name}: {PAIRS} largest eigenpairs"
-    rows = [Row(what, f"{seconds['ours']:.2f} s, {seconds['looked again']:.2f} s with the second look")]
+    rows = [Row(what, f"{seconds['ours']:.2f} s, {seconds['one look']:.2f} s without the second look")]
     for peer, bar in (("PyHessian", 6.0), ("curvlinops", 3.0)):
-        ratios = [seconds[peer] / seconds[name] for name in ("ours", "looked again")]
+        ratios = [seconds[peer] / seconds[name] for name in ("ours", "one look")]
         theirs = f"{seconds[peer]:.1f} s, tol {tols[peer]:g}"
-        told = f"{ratios[0]:.1f} times faster, {ratios[1]:.1f} with it ({theirs})"
+        told = f"{ratios[0]:.1f} times faster, {ratios[1]:.1f} without it ({theirs})"
         rows.append(Row(f"  against {peer}", told, f">= {bar:g} times", ratios[0] >= bar))
     return rows
 
@@ -282,7 +282,7 @@ def residual_rows(folder: str | None) -> list[Row]:
 
 def _once(place: Place) -> list[Row]:
     seconds = {}
-    for name, call in (("ours", lambda: ours(place, False)), ("curvlinops", lambda: curvlinops(place, 1e-1))):
+    for name, call in (("ours", lambda: ours(place, True)), ("curvlinops", lambda: curvlinops(place, 1e-1))):
         begun = time.perf_counter()
         found = call()
         seconds[name] = time.perf_counter() - begun

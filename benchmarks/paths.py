@@ -18,6 +18,7 @@ from losslab.paths import Landscape, Slopes, measure_slice, relax, stretched, tr
 from losslab.tasks import digits_task, lenet_300_100, mnist_task, supervised
 
 SIDE = 51
+FEW = 4  # points a side that the peer is timed on
 IMAGES, STEPS = 15, 60
 BATCH = 32  # of the band and the curves, as in training
 PAIRS = list(combinations(range(5), 2))
@@ -43,19 +44,28 @@ def plane(folder: str | None) -> list[Row]:
     where = losslab.paths.along(networks[0], _directions(networks))
     axis = torch.arange(SIDE, dtype=torch.float64) / SIDE
     landscape = Landscape(task, ["test"], execution="stacked")
-    few = torch.arange(4, dtype=torch.float64) / SIDE
-    told = []
     whole = interleaved({"ours": lambda: measure_slice(landscape, where, axis, axis)}, 3, 1)["ours"]
-    each = whole / SIDE**2
-    told.append(Row(f"  plane {SIDE} x {SIDE}, LeNet-300-100, 10,000 images", f"{whole:.1f} s"))
+    told = [Row(f"  plane {SIDE} x {SIDE}, LeNet-300-100, 10,000 images", f"{whole:.1f} s")]
     other, name = _peer(networks, x, y)
-    theirs = interleaved({"theirs": lambda: other(4)}, 3, 1)["theirs"] / 16
-    ratio = theirs / each
+    theirs = interleaved({"theirs": lambda: other(FEW)}, 3, 1)["theirs"] / FEW**2
+    ratio = theirs / (whole / SIDE**2)
     told.append(Row(f"  a point against {name}", f"{ratio:.1f}x", ">= 6", ratio >= 6))
-    ours = measure_slice(landscape, where, few, few)["test_loss"]
-    gap = _gap(ours, other(4), name)
+    found = torch.as_tensor(other(FEW))
+    ours = landscape.along(where.frame, where.coefficients(_places(FEW, name)))["test_loss"]
+    gap = float((found.flatten() - ours).abs().max())
     told.append(Row("  and the largest difference in loss", f"{gap:.1e}", "<= 1e-5", gap <= 1e-5))
     return told
+
+
+def _places(side: int, peer: str) -> Tensor:
+    """Where the peer's values stand, ``[side * side, 2]``, in shares of the directions.
+
+    loss-landscapes steps before it looks and runs every second row backwards, so that even rows stand one
+    step further along the second direction than their indices say, and odd rows do not.
+    """
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    shift = (rows % 2 == 0).long() if peer == "loss-landscapes" else 0
+    return torch.stack([rows, columns + shift], -1).reshape(-1, 2).double() / SIDE
 
 
 def _directions(networks: list[nn.Module]) -> Tensor:
@@ -89,27 +99,16 @@ def _peer(networks: list[nn.Module], x: Tensor, y: Tensor) -> tuple[Callable[[in
     from loss_landscapes.metrics import Loss
 
     def peer(side: int) -> Tensor:
-        # It steps before it looks, so it starts one step back; the ends it wants are a whole side away.
-        start = copy.deepcopy(networks[0])
-        moved(start, -ways[1])
-        ends = [copy.deepcopy(start) for _ in range(2)]
+        # The ends it wants are as many steps away as it is to make. It moves the weights of what it is given.
+        ends = [copy.deepcopy(networks[0]) for _ in range(2)]
         for end, way in zip(ends, ways, strict=True):
             moved(end, side * way)
         with torch.no_grad():
             return loss_landscapes.planar_interpolation(
-                start, ends[0], ends[1], Loss(F.cross_entropy, x, y), side, deepcopy_model=True
+                networks[0], ends[0], ends[1], Loss(F.cross_entropy, x, y), side, deepcopy_model=True
             )
 
     return peer, "loss-landscapes"
-
-
-def _gap(ours: Tensor, theirs: Any, peer: str) -> float:
-    """The largest difference; every second row of loss-landscapes runs back and is one column behind."""
-    found = torch.as_tensor(theirs)
-    apart = (found - ours)[::2].abs().max()
-    behind = 1 if peer == "loss-landscapes" else 0
-    back = (found[1::2, behind:] - ours[1::2, : ours.shape[1] - behind]).abs().max()
-    return float(torch.maximum(apart, back))
 
 
 def _networks() -> losslab.Population:

@@ -13,7 +13,7 @@ Example:
 
 from __future__ import annotations
 
-from losslab import engine, rules, signals, tasks
+from losslab import engine, rules, signals, tasks, tickets
 from losslab.engine import EarlyStopping, Objective, Points, Population, TorchRule, cross, train
 from losslab.errors import LosslabError
 from losslab.tasks import Data, Task, supervised
@@ -36,5 +36,6 @@ __all__ = [
     "signals",
     "supervised",
     "tasks",
+    "tickets",
     "train",
 ]

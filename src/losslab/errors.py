@@ -19,6 +19,19 @@ class LosslabError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """An exception in one line: its kind and message; of a `LosslabError` what was wrong, without the advice.
+
+    Example:
+        >>> first_line(KeyError("labels")), first_line(LosslabError("one value has no variance: give two"))
+        ("KeyError: 'labels'", 'one value has no variance')
+    """
+    lines = str(error).strip().splitlines()
+    if isinstance(error, LosslabError):
+        return lines[0].rpartition(": ")[0] or lines[0]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def unknown(kind: str, got: object, known: Iterable[str]) -> LosslabError:
     """The error for a name that is not in a list, naming its nearest neighbours.
 

@@ -30,11 +30,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
+        above = next((p for p in path.parents if p.exists()), path)
+        reason = error.strerror or error if above.is_dir() else f"{above} is a file"
         remedy = (
             "free some space"
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             else "check the path"
         )
-        raise LosslabError(
-            f"cannot write {path} ({error.strerror or error}): {remedy}, or choose another folder"
-        ) from error
+        raise LosslabError(f"cannot write {path} ({reason}): {remedy}, or choose another folder") from error

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from losslab.cli import main
+from tests.cli.shell import run
 
 TASKS = """
 import torch
@@ -24,23 +23,6 @@ own = Task(deep.model, lambda m, b: m(b[0]).square().mean(), (x, y), name="own")
 normal = supervised(mlp(6, 8, 2, batch_norm=True), (x, y), name="normal")
 dropped = supervised(mlp(6, 8, 2, dropout=0.5), (x, y), name="dropped")
 """
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "t.py").write_text(TASKS)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def run(capsys: Any, *arguments: str) -> tuple[int, str, str]:
-    try:
-        main(list(arguments))
-        code = 0
-    except SystemExit as end:
-        code = int(end.code or 0)
-    told = capsys.readouterr()
-    return code, told.out, told.err
 
 
 def test_a_network_as_it_starts(capsys: Any) -> None:
@@ -74,6 +56,24 @@ def test_a_trained_member_with_everything(capsys: Any, folder: Path) -> None:
         assert told in page
     _, fresh, _ = run(capsys, "curvature", "t.py:deep", "--k", "2")
     assert fresh.splitlines()[4] != out.splitlines()[4]
+
+
+@pytest.mark.parametrize(("rule", "units"), [("adam", 38), ("momentum", 3.8)])
+def test_a_run_is_held_against_the_limit_of_its_own_rule(capsys: Any, rule: str, units: float) -> None:
+    run(capsys, "train", "t.py:deep", "--rule", rule, "--lr", "0.01", "0.02", "--steps", "9", "--out", "r")
+    options = ["--run", "r", "--member", "1", "--k", "1", "--examples", "20"]
+    code, out, err = run(capsys, "curvature", "t.py:deep", *options)
+    told = " ".join(out.split())
+    assert (code, err) == (0, "")
+    assert f"Trained by {rule} at rate 0.02." in told
+    assert f"times its stability limit {units / 0.02:g}" in told
+    assert ("D^(-1/2) H D^(-1/2)" in told) == (rule == "adam")
+
+
+def test_a_rule_without_a_known_limit_says_so(capsys: Any) -> None:
+    run(capsys, "train", "t.py:deep", "--rule", "amsgrad", "--steps", "2", "--out", "r")
+    _, out, _ = run(capsys, "curvature", "t.py:deep", "--run", "r", "--k", "1", "--examples", "20")
+    assert "The stability limit of amsgrad cannot be told" in " ".join(out.split())
 
 
 @pytest.mark.parametrize("matrix", ["gauss-newton", "fisher"])

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from losslab.cli import main
+from tests.cli import shell
 
 TASKS = """
 import torch
@@ -36,21 +35,8 @@ dead = supervised(Net, (x, y), name="dead")
 """
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "t.py").write_text(TASKS)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def run(capsys: Any, *arguments: str) -> tuple[int, str, str]:
-    try:
-        main(["signals", *arguments])
-        code = 0
-    except SystemExit as end:
-        code = int(end.code or 0)
-    told = capsys.readouterr()
-    return code, told.out, told.err
+    return shell.run(capsys, "signals", *arguments)
 
 
 def test_networks_as_they_start(capsys: Any) -> None:
@@ -95,7 +81,7 @@ def test_a_sentence_says_what_is_wrong(capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("t.py:shallow", "no task is named 'shallow'"),
+        ("t.py:shallow", "no task in t.py is named 'shallow'"),
         ("t.py:deep --layers 00", "no layer is named '00'"),
         ("t.py:deep --init xaver", "did you mean 'xavier'"),
         ("t.py:deep --init he:much", "write NAME or NAME:GAIN"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from losslab import supervised
 from losslab.curvature import Hessian, eigenpairs
 from losslab.engine import Objective, Points
+from losslab.engine.memory import release_freed_memory
 from losslab.tasks import mlp
 
 torch.set_num_threads(1)
@@ -29,6 +30,7 @@ def status(name):
 
 
 def peak(call):
+    release_freed_memory()  # else a call would fill what the one before it left
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
     call()
@@ -54,6 +56,7 @@ print(peak(gradient), peak(lambda: pairs(4096, "recomputed")), peak(lambda: pair
 def test_eigenpairs_stay_within_three_gradients_and_the_basis():
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     gradient, recomputed, kept = map(float, done.stdout.split())
+    assert gradient > 4  # MiB; the activations alone are more
     basis = 20 * 266_610 * 4 / 2**20
     assert kept - basis <= 3 * gradient
     assert recomputed - basis <= 2.2 * gradient

@@ -17,6 +17,7 @@ from tests.oracles.objective import pieces
 from torch import Tensor, nn
 
 from losslab.curvature import EmpiricalFisher, GaussNewton, Hessian
+from losslab.curvature.graphs import dropouts
 from losslab.curvature.noise import HELD
 from losslab.curvature.operator import PLAIN_KERNELS
 from losslab.engine import ExecutionNotice, Objective, Points
@@ -452,3 +453,39 @@ def test_bad_values_in_the_data_are_told_as_such() -> None:
     points = Points.from_modules([nn.Linear(3, 2)])
     with pytest.raises(LosslabError, match=r"the loss is nan at these weights.*bad values in the data"):
         Hessian(Objective(task), points) @ torch.ones(8)
+
+
+class Dropping(nn.Module):
+    """Drops units by a call inside of its forward."""
+
+    def __init__(self, p: float, always: bool) -> None:
+        super().__init__()
+        self.into, self.out, self.p, self.always = nn.Linear(3, 5), nn.Linear(5, 3), p, always
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.into(x))
+        return self.out(nn.functional.dropout(hidden, self.p, self.always or self.training))
+
+
+@pytest.mark.parametrize("execution", ["loop", "stacked"])
+def test_dropout_inside_of_a_forward_is_off_and_told(execution):
+    x, y = classes()
+    for p, always, policy, told in (
+        (0.5, False, "batch", ["dropout is off in calls of dropout()"]),
+        (0.5, True, "running", ["dropout is off in calls of dropout()"]),
+        (0.5, False, "running", []),  # in evaluation mode nothing would be dropped
+        (0.0, True, "batch", []),
+    ):
+        module = Dropping(p, always)
+        task = supervised(lambda module=module: module, (x.float(), y))
+        hessian = Hessian(
+            Objective(task, batch_norm=policy, execution=execution), Points.from_modules([module])
+        )
+        first, second = (hessian @ torch.ones(hessian.size) for _ in range(2))
+        assert torch.equal(first, second)
+        assert hessian.notes == told
+
+
+def test_dropout_of_recurrent_layers_is_told():
+    module = nn.ModuleDict({"rnn": nn.LSTM(3, 4, 2, dropout=0.5), "plain": nn.LSTM(3, 4)})
+    assert dropouts(module) == ["rnn"]

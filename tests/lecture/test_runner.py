@@ -230,6 +230,23 @@ def test_resume_of_nothing_is_a_first_run(tmp_path: Path, claims: list[Claim]) -
     assert len(run(claims, Lab(), tmp_path / "new", resume=True)) == 3
 
 
+def test_a_claim_finds_its_stages_again_when_it_is_resumed(tmp_path: Path) -> None:
+    found: list[list[str]] = []
+
+    def experiment(lab: Lab) -> Tables:
+        assert lab.folder is not None
+        lab.folder.mkdir(parents=True, exist_ok=True)
+        found.append([path.name for path in lab.folder.iterdir()])
+        (lab.folder / "half").touch()
+        if len(found) == 1:
+            raise RuntimeError("killed")
+        return {"values": pd.DataFrame({"x": [2.0]})}
+
+    for resume in (False, True, False):
+        run([toy("C8", experiment)], Lab(), tmp_path, resume=resume)
+    assert found == [[], ["half"], []]  # a new run begins anew
+
+
 def test_a_second_run_moves_the_first_aside(tmp_path: Path, claims: list[Claim]) -> None:
     def publish(results: list[Result], out: Path) -> None:
         (out / "report.html").write_text(str(len(results)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from tests.paths.cases import at, bent, bent_task, trained
@@ -40,8 +41,11 @@ def test_tangents_and_spacing_against_loops(seed):
     theta = torch.randn(sum(counts), 5, generator=g, dtype=torch.float64)
     losses = torch.randn(sum(counts), generator=g, dtype=torch.float64)
     wanted = torch.cat([torch.linspace(0, 1, n, dtype=torch.float64) ** 1.5 for n in counts])
-    tangents, moved = chain.tangents(theta[1:] - theta[:-1], losses), theta.clone()
-    chain.put(moved, chain.spread(theta, wanted))
+    moves, moved = theta[1:] - theta[:-1], theta.clone()
+    ahead, behind = (torch.from_numpy(part)[:, None] for part in chain.leanings(losses.numpy()))
+    tangents = ahead * chain.inner_of(moves) + behind * chain.inner_of(moves, -1)
+    tangents = tangents / tangents.norm(dim=1, keepdim=True)
+    chain.put(moved, chain.spread(theta, wanted.numpy()))
     row = start = 0
     for n in counts:
         own, v, targets = (
@@ -69,9 +73,9 @@ def test_spreading_settles_at_the_places_wanted():
     theta = torch.randn(14, 3, generator=g, dtype=torch.float64)
     wanted = torch.cat([torch.linspace(0, 1, 9), torch.linspace(0, 1, 5)]).double()
     for _ in range(60):
-        chain.put(theta, chain.spread(theta, wanted))
+        chain.put(theta, chain.spread(theta, wanted.numpy()))
     places = chain.places(chain.steps(theta[1:] - theta[:-1]))
-    torch.testing.assert_close(places, wanted, rtol=0, atol=0.02)
+    np.testing.assert_allclose(places, wanted, rtol=0, atol=0.02)
 
 
 def descent_from(x: float, y: float) -> torch.Tensor:

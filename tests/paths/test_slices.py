@@ -12,7 +12,7 @@ from torch import nn
 from losslab.engine import Points, checkpoints, train
 from losslab.engine.randomness import seeded
 from losslab.errors import LosslabError
-from losslab.paths import Landscape, Trajectory, along, measure_slice, principal, random_slice, through
+from losslab.paths import Landscape, Trajectory, Work, along, measure_slice, principal, random_slice, through
 from losslab.paths import landscape as landscape_module
 from losslab.rules import make
 from losslab.tasks import Task, conv2, double_well, function_task, mlp, rosenbrock, supervised
@@ -238,6 +238,7 @@ def test_a_killed_grid_goes_on_and_is_the_same(tmp_path, monkeypatch):
     landscape, axes = Landscape(task, execution="stacked"), plane.axes(5)
     whole = measure_slice(landscape, plane, *axes, piece=4)
     file, calls = tmp_path / "grid.safetensors", []
+    work = Work(file, every=0)
 
     def killed(path, tensors, meta, write=checkpoints.write):
         write(path, tensors, meta)
@@ -247,11 +248,11 @@ def test_a_killed_grid_goes_on_and_is_the_same(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints, "write", killed)
     with pytest.raises(KeyboardInterrupt):
-        measure_slice(landscape, plane, *axes, out=file, piece=4)
-    resumed = measure_slice(landscape, plane, *axes, out=file, piece=4)
+        measure_slice(landscape, plane, *axes, out=work, piece=4)
+    resumed = measure_slice(landscape, plane, *axes, out=work, piece=4)
     assert len(calls) == 7
     assert all(torch.equal(resumed[n], whole[n]) for n in whole.values)
-    with pytest.raises(LosslabError, match="another grid"):
+    with pytest.raises(LosslabError, match="other work"):
         measure_slice(landscape, plane, *plane.axes(6), out=file)
 
 

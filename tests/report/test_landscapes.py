@@ -7,8 +7,19 @@ import pytest
 import torch
 from tests.paths.cases import at, bent, bent_task, trained
 
-from losslab.paths import Landscape, connect, measure_slice, random_slice, straight, through
-from losslab.report.landscapes import draw_grid, draw_paths
+from losslab.paths import (
+    Cycle,
+    Landscape,
+    Slopes,
+    auto_bands,
+    connect,
+    ensemble_errors,
+    measure_slice,
+    random_slice,
+    straight,
+    through,
+)
+from losslab.report.landscapes import draw_ensembles, draw_grid, draw_paths, draw_settling
 from losslab.report.parts import embed
 
 
@@ -31,7 +42,9 @@ def test_a_plane_is_drawn_as_contours_and_as_a_surface(slice_of):
     grid = measure_slice(Landscape.of(population), slice_of(population), *[torch.linspace(-9, 9, 5)] * 2)
     drawings = draw_grid(grid, torch.zeros(3, 2, dtype=torch.float64))
     assert len(drawings) == len(grid.values) + 1
-    assert drawings[0].figure.data[0].type == "contour"
+    kinds = [trace.type for trace in drawings[0].figure.data]
+    assert kinds[0] == "heatmap"
+    assert drawings[0].figure.layout.coloraxis.colorbar.title.text == "train loss"
     surface = drawings[-1].figure.data[0]
     assert surface.type == "surface"
     assert np.asarray(surface.z).shape == (5, 5)
@@ -44,7 +57,8 @@ def test_the_surface_has_its_axes_the_right_way_round():
     grid = measure_slice(Landscape(bent_task()), plane, x, y)
     contours, surface = draw_grid(grid)
     wanted = [[float(bent.f(torch.tensor([a, b]))) for a in x] for b in y]
-    np.testing.assert_allclose(contours.figure.data[0].z, wanted, rtol=1e-5)
+    np.testing.assert_allclose(contours.figure.data[0].customdata, wanted, rtol=1e-5)
+    assert {trace.type for trace in contours.figure.data[1:]} >= {"contour"}
     top = np.quantile(wanted, 0.99)
     np.testing.assert_allclose(surface.figure.data[0].z, np.minimum(wanted, top), rtol=1e-5)
 
@@ -73,3 +87,22 @@ def test_paths_have_one_colour_a_method():
     assert len(drawings[0].figure.data[0].x) == 2 * (9 + 1)
     (line,) = straight(landscape, population.points, [(0, 1)], 9)
     np.testing.assert_allclose(drawings[0].figure.data[0].y[:9], line["train_loss"].numpy())
+
+
+def test_the_band_settles_frame_by_frame():
+    task = bent_task()
+    (path,) = auto_bands(
+        Slopes(task), Landscape(task), at(*bent.minima), [(0, 1)], cycles=[Cycle(20, 0.01)] * 2, looks=(0, 5)
+    )
+    drawn = draw_settling("0 to 1", path).figure
+    assert len(drawn.frames) == 4
+    np.testing.assert_allclose(drawn.frames[-1].data[0].y, path.stages[-1].losses)
+    assert len(drawn.layout.sliders[0].steps) == 4
+
+
+def test_ensembles_are_drawn_beside_the_networks_alone():
+    landscape = Landscape.of(trained(), ["test"])
+    (path,) = straight(landscape, trained().points, [(0, 1)], 5)
+    (drawing,) = draw_ensembles("0 to 1", path, ensemble_errors(landscape, path))
+    assert drawing.figure.data[0].name == "the network alone"
+    np.testing.assert_allclose(drawing.figure.data[0].y, path["test_error"])

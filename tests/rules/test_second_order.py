@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from losslab import LosslabError
+from losslab import LosslabError, Task, train
 from losslab.rules import (
     AutoRate,
     CubicNewton,
@@ -236,3 +236,13 @@ def test_a_curvature_that_cannot_answer_is_named() -> None:
         NewtonCG().update(x, {}, x, 0, OnlyHessian())  # type: ignore[arg-type]
     with pytest.raises(LosslabError, match="needs the Gauss-Newton matrix and got none: pass curvature="):
         GaussNewton().update(x, {}, x, 0)
+
+
+@pytest.mark.parametrize("rule", [Newton(lr=1.0), Newton(lr=[1.0, 0.5])], ids=["one rate", "two rates"])
+def test_members_that_all_diverge_at_the_first_step_are_marked(rule: Rule) -> None:
+    flat = Task(
+        lambda: torch.nn.Linear(3, 2), lambda model, x: model(x)[:, 0].square().mean(), torch.ones(8, 3)
+    )
+    population = train(flat, rule, seeds=2, steps=3)
+    assert population.diverged.tolist() == [1, 1]
+    assert population.summary()["ended"].tolist() == ["diverged at step 1"] * 2

@@ -282,6 +282,83 @@ def test_what_cannot_be_stacked_is_run_one_by_one(draws: bool) -> None:
         assert len(set((seen.losses / seen.outputs["a"].mean((1, 2))).tolist())) == 3
 
 
+# -- what training's own way sees ----------------------------------------------------------------------
+
+
+class Written(nn.Module):
+    """Activations as modules, functions and methods, a tied weight, a branch that the loss does not see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm, self.c = (
+            nn.Linear(4, 4),
+            nn.Linear(4, 4),
+            nn.BatchNorm1d(4),
+            nn.Linear(4, 3),
+        )
+        self.b.weight = self.a.weight
+        self.act, self.idle = nn.ReLU(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).tanh()
+        self.idle(h)
+        h = torch.sigmoid(self.b(h))
+        return self.c(self.act(self.norm(h).relu()))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_tape_and_autograd_see_the_same(training: bool) -> None:
+    x, y = batch(4, examples=40)
+    task = supervised(Written, (x, y))
+    population = train(task, "sgd", seeds=3, steps=2, batch_size=10, dtype="float64", evaluate=None)
+    assert population.execution is not None
+    assert population.execution.backend.name == "tape"
+    found = []
+    for taping in (True, False):
+        instrument = Instrument.of(population)
+        assert instrument.taping
+        instrument.taping = taping
+        found.append(instrument(population.points, (x, y), torch.arange(3), training=training))
+        assert instrument.taping == taping
+    ours, theirs = found
+    assert list(ours.outputs) == ["a", "tanh()", "idle", "b", "sigmoid()", "norm", "relu()", "act", "c"]
+    for kind in ("outputs", "inputs", "gradients", "weight_gradients"):
+        assert list(getattr(ours, kind)) == list(getattr(theirs, kind))
+        for name, t in getattr(theirs, kind).items():
+            close(getattr(ours, kind)[name], t)
+    close(ours.losses, theirs.losses)
+    assert ours.layers["b"].weights == ("a.weight", "b.bias")
+    assert float(ours.gradients["idle"].abs().max()) == 0.0
+
+
+def test_what_the_tape_cannot_see_autograd_does() -> None:
+    x, y = batch(4, examples=20)
+    task = supervised(lambda: nn.Sequential(nn.ReLU(), nn.Linear(4, 3)), (x, y))
+    population = train(task, "sgd", seeds=2, steps=1, batch_size=5, dtype="float64", evaluate=None)
+    instrument = Instrument.of(population)
+    seen = instrument(population.points, (x, y), torch.arange(2))
+    assert not instrument.taping
+    assert bool((seen.gradients["0"] != 0).any())
+
+
+def test_attention_is_a_layer() -> None:
+    class Attentive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.mix = nn.Embedding(9, 4), nn.MultiheadAttention(4, 2, batch_first=True)
+            self.out = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.embed(x)
+            return self.out(self.mix(h, h, h)[0].mean(1))
+
+    tokens = torch.randint(9, (7, 5), generator=torch.Generator().manual_seed(0))
+    seen = flow(Attentive().double(), entropy, (tokens, batch(4)[1]))
+    assert list(seen.outputs) == ["embed", "mix", "out"]
+    assert seen.outputs["mix"].shape == (1, 7, 5, 4)
+    assert float(seen.gradients["mix"].abs().max()) > 0
+
+
 # -- populations ---------------------------------------------------------------------------------------
 
 
@@ -350,6 +427,13 @@ def test_no_trace_is_left() -> None:
     assert net[2].inplace
 
 
+class Logarithm(nn.Linear):
+    """A layer that works on what has no logarithm."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x.log())
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -358,6 +442,11 @@ def test_no_trace_is_left() -> None:
         ({"batch": None}, "without a batch"),
         ({"loss": lambda m, b: m(b[0]).sum(1)}, r"shape \[7\], a scalar was wanted"),
         ({"batch": (torch.full((7, 4), float("inf")).double(), torch.zeros(7).long())}, "the batch holds 28"),
+        ({"batch": tuple(t[:0] for t in batch(4))}, "the batch is empty"),
+        ({"network": nn.Tanh()}, "neither weights nor buffers"),
+        ({"network": mlp(5, 6, 3)().double()}, r"layer '0' raised RuntimeError: .*mend the network"),
+        ({"loss": lambda m, b: m(b[0]).missing()}, "the loss raised AttributeError"),
+        ({"network": Logarithm(4, 3).double()}, "layer 'Logarithm' is given values that are not finite"),
         (
             {"network": mlp(4, 5, 3, batch_norm=True)().double(), "batch": tuple(t[:1] for t in batch(4))},
             "two examples or more",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -72,6 +73,20 @@ def test_any_schedule_of_records(task: Task) -> None:
     assert len(population) == 3
 
 
+@pytest.mark.parametrize("limit", [("WAITING", 3), ("HELD", 1)])
+def test_statistics_are_the_same_whenever_they_are_finished(
+    task: Task, limit: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, early = Recorder(every=2), Recorder(every=2)
+    trained(task, 15, late)
+    assert len(late.waiting) == len(late.steps) == 8
+    monkeypatch.setattr(f"losslab.signals.recorder.{limit[0]}", limit[1])
+    trained(task, 15, early)
+    assert len(early.waiting) < 3
+    pd.testing.assert_frame_equal(late.table, early.table)
+    assert not late.waiting
+
+
 def test_the_table(task: Task) -> None:
     recorder = Recorder(task.train, every=3, layers=["0", "2"], gradients=False)
     assert recorder.table.empty
@@ -106,6 +121,10 @@ def test_a_member_that_diverges_is_nan_and_the_others_are_not() -> None:
 def test_errors(task: Task) -> None:
     with pytest.raises(LosslabError, match="every is 0"):
         Recorder(every=0)
+    with pytest.raises(LosslabError, match="from 0 to 100"):
+        Recorder(percentiles=(50, 101))
+    with pytest.raises(LosslabError, match="0 examples to look at"):
+        trained(task, 1, Recorder(0))
     recorder = Recorder(every=2)
     with pytest.raises(LosslabError, match="no step was recorded"):
         recorder.statistic("0", "std")

@@ -24,7 +24,7 @@ from losslab.signals import (
     update_ratio,
 )
 from losslab.signals.activations import of_module
-from losslab.signals.statistics import by_unit, unit_moments
+from losslab.signals.statistics import CACHED, by_unit, unit_moments
 from losslab.tasks.models import ACTIVATIONS
 
 SHAPES = st.sampled_from(
@@ -101,6 +101,29 @@ def test_histograms_count_everything_finite() -> None:
     assert histogram(torch.ones(1, 5), 3).counts.tolist() == [[0.0, 5.0, 0.0]]
     with pytest.raises(LosslabError, match="low < high"):
         histogram(x, 4, (1.0, 1.0))
+
+
+def test_layers_together_are_layers_alone() -> None:
+    """Of several shapes, one of them larger than what is passed over at once; and of a single example."""
+    net = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 900)).double()
+    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).double()
+    seen = flow(net, lambda m, b: m(b).square().mean(), x)
+    assert seen.outputs["4"].numel() > CACHED
+    told = describe(seen, (2, 50, 50), sample=100, seed=3)
+    for name in seen.layers:
+        forward, backward = told[name, "forward"], told[name, "backward"]
+        wanted = moments(seen.outputs[name]) | {"saturated": saturated(seen, name), "dead": dead(seen, name)}
+        for k, values in wanted.items():
+            torch.testing.assert_close(forward[k], values, equal_nan=True)
+        torch.testing.assert_close(
+            torch.stack([forward["p2"], forward["p50"]], 1), percentiles(seen.outputs[name], (2, 50), 100, 3)
+        )
+        flat = seen.gradients[name].flatten(1)
+        torch.testing.assert_close(backward["std"], flat.std(1, correction=0))
+    assert percentiles(x[None], (50, 50)).shape == (1, 2)
+    one = describe(flow(net, lambda m, b: m(b).square().mean(), x[:1]))
+    assert bool(one["0", "forward"]["unit_std"].isnan())
+    assert bool(one["0", "forward"]["std"] > 0)
 
 
 # -- saturated and dead --------------------------------------------------------------------------------

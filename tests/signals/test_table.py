@@ -161,6 +161,17 @@ def test_inputs_that_are_far_from_unit_scale_or_empty() -> None:
     assert "33 % of the input features" in str(signals(task).attention[0])
 
 
+def test_one_example_tells_nothing_of_dead_units() -> None:
+    task = task_of(mlp(30, 20, 10), scale=100.0)
+    module = task.model()
+    assert task.train is not None
+    alone, several = (signals(module, task, task.train.head(k)) for k in (1, 50))
+    assert kinds(alone) == {("", "examples")}
+    assert "more of them" in str(alone.attention[0])
+    assert ("input", "inputs") in kinds(several)
+    assert "examples" not in {kind for _, kind in kinds(several)}
+
+
 def test_a_problem_of_some_members_tells_how_many() -> None:
     task = task_of(mlp(30, 20, 10))
     population = train(task, "sgd", seeds=4, steps=0, evaluate=None)

@@ -53,6 +53,7 @@ CASES = [
     ),
     (resnet20(), IMAGE, 10, 269_722, 268_336),
     (resnet20(batch_norm=False), IMAGE, 10, 269_034, 268_336),
+    (resnet20(width=8), IMAGE, 10, 67_352 + 2 * 344 + 10, 67_352),
     (resnet20(channels=1, classes=5), (1, 28, 28), 5, None, 268_336 - 288 - 320),
     (vgg(2, 2, 2, width=8, channels=1, size=8), (1, 8, 8), 10, 18_370, 18_248),
     (vgg(1, 3, width=4, size=8, classes=3, batch_norm=True), (3, 8, 8), 3, None, 108 + 288 + 2 * 576 + 96),

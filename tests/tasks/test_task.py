@@ -113,6 +113,7 @@ def test_bad_factories(model: Callable[[], object], message: str) -> None:
 
 LABELS_FAR = torch.cat([Y[:35], torch.tensor([9, 1, 1, 1, 1])])
 LABELS_NEGATIVE = torch.cat([Y[:39], torch.tensor([-1])])
+NOT_FINITE = X.clone().index_fill_(0, torch.tensor([38]), float("nan"))
 TOKENS_FAR = torch.cat([torch.zeros(39, 2, dtype=torch.int64), torch.tensor([[0, 8]])])
 
 BAD = {
@@ -122,8 +123,14 @@ BAD = {
         classify(train=(X.double(), Y)),
         "raised RuntimeError: mat1 and mat2 must have the same dtype",
     ),
-    "a number": (classify(loss=lambda m, b: mean_output(m, b).item()), "is a float, not a tensor"),
-    "nothing": (classify(loss=lambda m, b: None), "is a NoneType, not a tensor"),
+    "a number": (classify(loss=lambda m, b: mean_output(m, b).item()), "is a float, .*without .item"),
+    "nothing": (classify(loss=lambda m, b: None), "is a NoneType, not a tensor: return the loss alone"),
+    "a sum": (
+        classify(loss=lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="sum")),
+        "doubles .* when each example is given twice, so it is a sum",
+    ),
+    "no weights": (classify(model=nn.Flatten), "the model of 'task' has no trainable weights"),
+    "its own sentence": (classify(loss=fail(LosslabError("told already"))), "^told already$"),
     "a vector": (classify(loss=lambda m, b: m(b[0])[:5].sum(1)), r"has shape \(5,\), not a scalar"),
     "whole": (
         classify(loss=lambda m, b: (m(b[0]).argmax(1) == b[1]).sum()),
@@ -131,7 +138,8 @@ BAD = {
     ),
     "nan": (classify(loss=lambda m, b: mean_output(m, b) * float("nan")), "is nan at the start"),
     "inf": (classify(loss=lambda m, b: mean_output(m, b) + float("inf")), "is inf at the start"),
-    "bad data": (classify(train=(X / 0, Y)), "is nan at the start, not a finite number: look for bad values"),
+    "bad data": (classify(train=(X / 0, Y)), r"not a finite number: data\[0\] holds -?(inf|nan) in "),
+    "one bad value": (classify(train=(NOT_FINITE, Y)), r"data\[0\] holds nan in example 38; mend the data"),
     "detached": (classify(loss=lambda m, b: mean_output(m, b).detach()), "does not depend on the weights"),
     "labels": (
         classify(train=(X, Y + 1)),
@@ -166,8 +174,15 @@ def test_check_refuses(name: str) -> None:
 
 @pytest.mark.parametrize(
     "task",
-    [classify(), classify(train=(X[:1], Y[:1])), digits_task(), function_task(rosenbrock)],
-    ids=["classes", "one example", "digits", "no data"],
+    [
+        classify(),
+        classify(train=(X[:1], Y[:1])),
+        classify(loss=lambda m, b: mean_output(m, b) + sum(p.square().sum() for p in m.parameters())),
+        classify(loss=lambda m, b: mean_output(m, (b[0].nan_to_num(0.0), b[1])), train=(NOT_FINITE, Y)),
+        digits_task(),
+        function_task(rosenbrock),
+    ],
+    ids=["classes", "one example", "a penalty", "not finite on purpose", "digits", "no data"],
 )
 def test_check_passes(task: Task) -> None:
     check(task, build(task))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,14 @@ from torch.nn.utils import prune
 from losslab import LosslabError, supervised, train
 from losslab.rules import SGD
 from losslab.tasks import conv2, digits_task, mlp
-from losslab.tickets import compact, instability, speed, with_torch_masks
+from losslab.tickets import (
+    compact,
+    instability,
+    speed,
+    stability_sentences,
+    stability_summary,
+    with_torch_masks,
+)
 
 X = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
 
@@ -106,6 +114,32 @@ def test_the_barrier_is_that_of_the_segment() -> None:
     )
     masks = {"weight": torch.tensor([[True, True, False, False, True, True]])}
     assert len(instability(task, SGD(lr=0.05), steps=2, replicates=2, batch_size=5, masks=masks)) == 2
+
+
+@pytest.mark.parametrize(
+    ("heights", "said"),
+    [
+        ([0.3, 0.2], "Not stable, even from step 100: 0 of 3 pairs"),
+        (
+            [0.3, 0.01],
+            "Stable from step 100, where every pair's error barrier is below 2 %; not yet from step 0",
+        ),
+        ([0.01, 0.01], "Stable from step 0, the first asked for"),
+        ([0.01, 0.3], "Not stable"),
+    ],
+)
+def test_from_where_on_training_is_stable(heights: list[float], said: str) -> None:
+    rows = [
+        {"k": k, "replicate": i, "measure": "error", "instability": height, "first": 0.1, "second": 0.3}
+        | {"stable": height < 0.02}
+        for k, height in zip((0, 100), heights, strict=True)
+        for i in range(3)
+    ]
+    found = pd.DataFrame(rows)
+    assert stability_sentences(found)[-1].startswith(said)
+    shown = stability_summary(found)
+    assert shown.error_barrier.tolist() == pytest.approx(heights)
+    assert shown.error_at_the_ends.tolist() == pytest.approx([0.2, 0.2])
 
 
 def test_steps_that_cannot_be() -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ import torch
 from losslab import LosslabError, Task, supervised, train
 from losslab.engine import Branch
 from losslab.layers import xavier
-from losslab.rules import Adam, Momentum
+from losslab.rules import SGD, Adam, Momentum
 from losslab.rules.schedules import warmup
-from losslab.tasks import mlp
+from losslab.tasks import conv2, mlp
 from losslab.tickets import Lottery, Plan, Scope, lottery, prunable
 from losslab.tickets import experiment as room
 
@@ -85,6 +84,16 @@ def test_tickets_start_where_the_dense_network_did(found: Lottery) -> None:
                 assert torch.equal(start.get_parameter(name), dense.points[name][i] * mask)
             assert torch.equal(start.get_parameter("0.bias"), dense.points["0.bias"][i])
     assert (found.ticket(2, 1, "final").get_parameter("0.weight")[~found.masks(2, 1)["0.weight"]] == 0).all()
+
+
+def test_living_weights_of_either_sign_train(found: Lottery) -> None:
+    level = found.outcome(2)
+    for name, mask in level.masks.items():
+        start, end = level.start.points[name], level.final[name]
+        for sign in (-1, 1):
+            there = mask & (start.sign() == sign)
+            assert there.any()
+            assert (start[there] != end[there]).float().mean() > 0.5  # those of dead units stay
 
 
 def test_a_ticket_trains_as_the_engine_trains_it_alone(found: Lottery) -> None:
@@ -215,7 +224,8 @@ def test_a_lottery_broken_off_within_a_level_goes_on_bit_for_bit(
     resumed = drawn(out=tmp_path, controls=controls, resume=True)
     same(resumed, found)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "curves.csv", *(f"level-0{k}.safetensors" for k in range(3)), "plan.json", "table.csv",
+        "curves.csv", *(f"level-0{k}.safetensors" for k in range(3)), "machine.json", "plan.json",
+        "table.csv",
     ]  # fmt: skip
 
 
@@ -255,40 +265,67 @@ def test_another_plan_is_refused(changes: dict[str, Any], told: str, tmp_path: P
 
 
 KILLED = """
-from tests.tickets.test_lottery import TASK, Plan, Adam, lottery
+import os, signal, sys
 from pathlib import Path
-plan = Plan(
-    levels=2, replicates=2, steps=500, evaluate=100, batch_size=10, rule=Adam(lr=0.02), controls=("reinit",)
-)
-lottery(TASK, plan, out=Path({out!r}), resume={resume}, checkpoint_every=0, progress=False)
+from tests.tickets.test_lottery import SHORT, TASK, lottery
+from losslab.engine import checkpoints
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+save, place = checkpoints.save_step, sys.argv[2]
+
+def dying(folder, step, *rest):
+    save(folder, step, *rest)
+    if place == "within" and folder.parent.name == "level-01" and step >= 5:
+        die()
+
+checkpoints.save_step = dying
+watch = lambda found: die() if place == "between" and len(found.levels) == 2 else None
+out, resume = Path(sys.argv[1]), place == "between"
+lottery(TASK, SHORT, out=out, resume=resume, checkpoint_every=0, progress=False, watch=watch)
 """
 
 
 def test_a_lottery_killed_with_signal_9_goes_on_bit_for_bit(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    out, resume = tmp_path / "killed", False
-    for _ in range(2):
-        code = KILLED.format(out=str(out), resume=resume)
-        child = subprocess.Popen([sys.executable, "-c", code], env=environment)
-        deadline = time.monotonic() + 60
-        before = len(list(out.glob("**/*.safetensors")))
-        while (
-            len(list(out.glob("**/step-*.safetensors"))) < 2
-            or len(list(out.glob("**/*.safetensors"))) <= before
-        ):
-            assert time.monotonic() < deadline
-            if child.poll() is not None:
-                break
-            time.sleep(0.01)
-        os.kill(child.pid, signal.SIGKILL) if child.poll() is None else None
-        child.wait()
-        resume = True
-    plan = Plan(
-        levels=2, replicates=2, steps=500, evaluate=100, batch_size=10, rule=Adam(lr=0.02),
-        controls=("reinit",),
-    )  # fmt: skip
-    resumed = lottery(TASK, plan, out=out, resume=True, progress=False)
-    same(resumed, lottery(TASK, plan, progress=False))
+    for place, levels in (("within", 1), ("between", 2)):
+        child = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), place], env=environment)
+        assert child.returncode == -signal.SIGKILL
+        assert len(list(tmp_path.glob("level-*.safetensors"))) == levels
+        # Within a level it left checkpoints to go on from, between levels nothing but the levels.
+        assert bool(list(tmp_path.glob("level-01/checkpoints/*"))) is (place == "within")
+    same(drawn(out=tmp_path, resume=True), drawn())
+
+
+@pytest.mark.parametrize("at", ["shutil.rmtree", "write_atomically"])
+def test_a_lottery_broken_off_as_a_level_is_written_goes_on(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        if (tmp_path / "level-01.safetensors").exists():
+            raise Broken
+        if at == "write_atomically":
+            original(*_, **__)
+
+    original = room.write_atomically
+    with monkeypatch.context() as patch:
+        patch.setattr(room if at == "write_atomically" else room.shutil, at.rpartition(".")[2], broken)
+        with pytest.raises(Broken):
+            drawn(out=tmp_path)
+    same(drawn(out=tmp_path, resume=True), drawn())
+
+
+def test_files_of_a_folder_that_are_not_what_they_seem(tmp_path: Path) -> None:
+    drawn(out=tmp_path, levels=1, controls=())
+    first, second = (tmp_path / f"level-0{k}.safetensors" for k in (0, 1))
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(LosslabError, match="holds level 0"):
+        drawn(out=tmp_path, levels=1, controls=(), resume=True)
+    for text in ("[]", "{", "1"):
+        (tmp_path / "plan.json").write_text(text)
+        with pytest.raises(LosslabError, match="damaged"):
+            drawn(out=tmp_path, levels=1, controls=(), resume=True)
 
 
 # -- comparisons ---------------------------------------------------------------------------------------
@@ -340,17 +377,6 @@ def test_the_verdict(ticket: float, control: float, said: str) -> None:
     assert said in found.line(1)
 
 
-def test_intervals_are_student_s() -> None:
-    from scipy import stats
-
-    from losslab.tickets.outcome import _interval
-
-    values = [0.3, -0.1, 0.5, 0.2, 0.9]
-    mean, low, high = _interval(values)
-    told = stats.t.interval(0.95, 4, loc=mean, scale=stats.sem(values))
-    assert (low, high) == pytest.approx(told)
-
-
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -364,11 +390,42 @@ def test_intervals_are_student_s() -> None:
         ({"rule": Adam(lr=[0.1, 0.2])}, "single value"),
         ({"rounds": 3}, "trained weights"),
         ({"scope": Scope(rate=0.9), "levels": 20}, "without weights"),
+        ({"scope": Scope(rate=0.9, units=True), "levels": 2}, "without units"),
     ],
 )
 def test_plans_that_cannot_be(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(LosslabError, match=told):
         drawn(**changes)
+
+
+def test_what_cannot_be_done_is_told_before_anything_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(room, "train", never)
+    images = torch.randn(40, 1, 8, 8, generator=G)
+    task = supervised(conv2(1, 8), (images, torch.zeros(40, dtype=torch.int64)))
+    with pytest.raises(LosslabError, match="dense control"):
+        drawn(task, tmp_path, controls=("dense",))
+    with pytest.raises(LosslabError, match="without units"):
+        drawn(out=tmp_path, scope=Scope(rate=0.9, units=True))
+    assert not list(tmp_path.iterdir())
+
+
+def test_networks_that_diverge_have_no_final_accuracy_and_no_early_stop() -> None:
+    found = drawn(levels=1, rule=SGD(lr=1e30), controls=("reinit",))
+    table = found.table
+    assert (table.diverged >= 0).all()
+    assert table[["final_test_accuracy", "final_train_accuracy", "final_test_loss"]].isna().all(axis=None)
+    assert table[["test_accuracy", "validation_loss"]].notna().all(axis=None)  # at the look before
+    rows = found.compare(1)
+    assert rows.diverged.tolist() == [2, 2]
+    assert rows.difference.notna().all()
+    assert rows.faster.isna().all()
+    assert found.verdict(1) != "winning ticket"
+    assert "diverged" in found.sentences()[-1]
 
 
 def test_levels_and_weights_that_are_not_there(found: Lottery) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -102,6 +103,14 @@ def test_equal_scores_go_one_by_one() -> None:
         {"weight": torch.zeros(1, 10, 10)}, {"weight": torch.ones(1, 10, 10) > 0}, layers
     )
     assert masks["weight"].sum() == 75
+
+
+def test_a_round_takes_exactly_its_share() -> None:
+    """One weight too many goes where shares are rounded up and then one more is taken, ties and all."""
+    layers = prunable(nn.Linear(26_620, 10))
+    like = {"weight": torch.randn(1, 10, 26_620, generator=draw())}
+    masks = Scope(output=0.2).prune(like, whole(layers, like), layers)
+    assert kept(masks, layers).item() == 212_960
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -238,6 +247,59 @@ def test_snip_and_grasp_against_autograd() -> None:
             torch.testing.assert_close(
                 criterion("grasp").score(at)[name][i], bent[name] * w[name], rtol=1e-8, atol=1e-12
             )
+
+
+def test_snip_and_grasp_against_differences() -> None:
+    """How the loss, and half the squared gradient norm, answer to the weight's own connection c at 1."""
+    at, h = evidence(), 1e-5
+    module = at.module.double()
+    x, y = TASK.train.all()
+
+    def loss(w: dict[str, Tensor]) -> Tensor:
+        return F.cross_entropy(functional_call(module, w, (x,)), y)
+
+    def steep(w: dict[str, Tensor]) -> Tensor:
+        return sum(g.square().sum() for g in grad(loss)(w).values()) / 2
+
+    base = {n: t[0] * at.masks[n][0] if n in at.masks else t[0] for n, t in at.start.weights.items()}
+    name = "2.weight"
+    for criterion_name, of in (("snip", loss), ("grasp", steep)):
+        slow = torch.empty_like(base[name])
+        for i, j in itertools.product(*map(range, slow.shape)):
+            ends = []
+            for c in (1 + h, 1 - h):
+                moved = base[name].clone()
+                moved[i, j] *= c
+                ends.append(of(base | {name: moved}))
+            slow[i, j] = (ends[0] - ends[1]) / (2 * h)
+        found = criterion(criterion_name).score(at)[name][0]
+        torch.testing.assert_close(
+            found, slow.abs() if criterion_name == "snip" else slow, rtol=1e-5, atol=1e-9
+        )
+
+
+def test_synflow_is_what_is_lost_without_the_weight() -> None:
+    """The flow is linear in each weight's size, so its share is the difference that removing it makes."""
+    task = TASK.replace(model=mlp(4, 5, 4, 3, activation="relu"))
+    at = evidence(task)
+    alive = at.alive()
+
+    def flow(w: dict[str, Tensor]) -> Tensor:
+        out = torch.ones(4, dtype=torch.float64)
+        for layer in ("0", "2", "4"):
+            out = w[f"{layer}.weight"].abs() @ out + w[f"{layer}.bias"].abs()
+        return out.sum()
+
+    scores = criterion("synflow").score(at)
+    for member in range(2):
+        base = {n: t[member] for n, t in alive.weights.items()}
+        for name in at.layers.sizes:
+            slow = torch.empty_like(base[name])
+            for i, j in itertools.product(*map(range, slow.shape)):
+                without = base[name].clone()
+                without[i, j] = 0
+                slow[i, j] = flow(base) - flow(base | {name: without})
+            torch.testing.assert_close(scores[name][member], slow, rtol=1e-10, atol=1e-12)
 
 
 def test_synflow_is_conserved_and_touches_nothing() -> None:

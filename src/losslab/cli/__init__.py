@@ -1,13 +1,14 @@
-"""The command line: ``losslab lecture``, ``losslab train``, ``losslab signals``, ``losslab rules``.
+"""The command line: ``losslab COMMAND``, where ``losslab --help`` lists the commands.
 
 Thin: it parses, calls the library and prints. A mistake of the user's is one sentence on standard error and
-exit code 2.
+exit code 2; what the library warns of is one line there.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from losslab.errors import LosslabError
 
@@ -16,10 +17,14 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits: 0 when done, 2 after a mistake, 130 when interrupted."""
-    from losslab.cli.commands import parse
+    from losslab.cli.arguments import parse
+    from losslab.cli.terminal import notices
 
+    command: Any = None
     try:
-        parse(sys.argv[1:] if arguments is None else list(arguments))
+        with notices():
+            command = parse(sys.argv[1:] if arguments is None else list(arguments))
+            command.run()
     except LosslabError as error:
         print(f"losslab: {error}", file=sys.stderr)
         sys.exit(2)
@@ -31,5 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        print("losslab: stopped; what was finished is kept, add --resume to go on", file=sys.stderr)
+        kept = hasattr(command, "resume") and command.out is not None
+        told = "; what was finished is kept, add --resume to go on" if kept else ""
+        print(f"losslab: stopped{told}", file=sys.stderr)
         sys.exit(130)

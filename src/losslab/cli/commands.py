@@ -1,15 +1,20 @@
-"""The commands and their options, as types: tyro makes the parser and the help from them."""
+"""The commands and their options, as types: the parser and the help are made from them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 Execution = Literal["auto", "stacked", "loop"]
+
+
+@dataclass(frozen=True)
+class _OnTask:
+    task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK")]
+    """FILE.py:NAME of a Task (or of a function that returns one), or digits, mnist, cifar10, ..."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,9 @@ class Lecture:
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(_OnTask):
     """Train a population on a task of yours and print what came of each member."""
 
-    task: Annotated[str, tyro.conf.Positional]
-    """FILE.py:NAME of a Task (or of a function that returns one), or digits, mnist, cifar10, ..."""
     rule: str = "adam"
     """Update rule; `losslab rules` lists them. torch.NAME takes a torch.optim class."""
     lr: tuple[float, ...] = ()
@@ -82,7 +85,7 @@ class Train:
     """Go on with the run in the output folder, bit for bit."""
     checkpoint_every: float = 30.0
     """Seconds between checkpoints."""
-    threads: int | None = field(default=None)
+    threads: int | None = None
     """CPU threads; all cores by default."""
 
     def run(self) -> None:
@@ -93,11 +96,9 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Signals:
+class Signals(_OnTask):
     """Look at what flows through a task's networks, forward and backward, and at what needs attention."""
 
-    task: Annotated[str, tyro.conf.Positional]
-    """FILE.py:NAME of a Task (or of a function that returns one), or digits, mnist, cifar10, ..."""
     steps: int = 0
     """Updates before the look; 0 looks at the networks as they start."""
     rule: str = "sgd"
@@ -131,11 +132,9 @@ class Signals:
 
 
 @dataclass(frozen=True)
-class Smoothness:
+class Smoothness(_OnTask):
     """Probe the loss along its gradient while a task trains: how far the slope can be trusted."""
 
-    task: Annotated[str, tyro.conf.Positional]
-    """FILE.py:NAME of a Task (or of a function that returns one), or digits, mnist, cifar10, ..."""
     compare: Literal["none", "batchnorm"] = "none"
     """batchnorm probes a second network beside it: with batch norm, or without where the task's has it."""
     steps: int = 200
@@ -169,12 +168,10 @@ class Smoothness:
 
 
 @dataclass(frozen=True)
-class Curvature:
+class Curvature(_OnTask):
     """Measure how the loss bends at a point: eigenvalues, density, layers, the largest stable rate."""
 
-    task: Annotated[str, tyro.conf.Positional]
-    """FILE.py:NAME of a Task (or of a function that returns one), or digits, mnist, cifar10, ..."""
-    run_folder: Annotated[Path | None, tyro.conf.arg(name="run")] = None
+    run_folder: Annotated[Path | None, tyro.conf.arg(name="run", help_behavior_hint="")] = None
     """Folder of a run saved by `losslab train --out`; without it, a network as it starts."""
     member: int = 0
     """Which network of the run; without a run, its seed."""
@@ -209,15 +206,13 @@ class Curvature:
 
 
 @dataclass(frozen=True)
-class Landscape:
+class Landscape(_OnTask):
     """Measure loss and error on a line or a plane of weight space, through a run's networks or around one."""
 
-    task: Annotated[str, tyro.conf.Positional]
-    """FILE.py:NAME of a Task (or of a function that returns one), or digits, mnist, cifar10, ..."""
     run_folder: Annotated[Path, tyro.conf.arg(name="run")]
     """Folder of a run saved by `losslab train --out`."""
     members: tuple[int, ...] = ()
-    """Two members for a line, three for a plane, one for random directions; by default the first three."""
+    """Two members for a line, three for a plane, one for random directions; by default the best three."""
     random: int | None = None
     """So many random directions around one member instead."""
     normalise: Literal["filter", "layer", "global", "unit"] = "filter"
@@ -230,12 +225,14 @@ class Landscape:
     """How far beyond the networks, as a share of their distance."""
     batch_norm: Literal["re-estimate", "running", "batch"] = "re-estimate"
     """Statistics that batch norm uses: re-estimated at each point, the running ones, or the batch's."""
-    keep: Path | None = None
-    """A file that keeps what is measured; a run that was killed goes on from it."""
     data: Path | None = None
     """Folder with mnist/ and cifar10/."""
     out: Path | None = None
-    """A page to write: figures, sentences, tables."""
+    """A page to write: figures, sentences, tables. Unfinished work is kept beside it."""
+    resume: bool = False
+    """Go on with the unfinished work beside the page."""
+    checkpoint_every: float = 30.0
+    """Seconds between two writes of unfinished work."""
 
     def run(self) -> None:
         """Runs the command."""
@@ -245,23 +242,21 @@ class Landscape:
 
 
 @dataclass(frozen=True)
-class Connect:
+class Connect(_OnTask):
     """Find paths of low loss between the networks of a run, and compare them with straight ones."""
 
-    task: Annotated[str, tyro.conf.Positional]
-    """FILE.py:NAME of a Task (or of a function that returns one), or digits, mnist, cifar10, ..."""
     run_folder: Annotated[Path, tyro.conf.arg(name="run")]
     """Folder of a run saved by `losslab train --out`."""
     members: tuple[int, ...] = ()
-    """Which networks, each with each; by default the first four."""
+    """Which networks, each with each; by default the best four."""
     method: Literal["polychain", "bezier", "autoneb", "dss", "linear"] = "polychain"
     """Trained chains or Bezier curves, elastic bands that grow, strings below a level, or straight lines."""
     align: bool = False
     """Also the same between networks whose units have been put in the order of the first one's."""
     bends: int = 1
     """Bends of a chain or a Bezier curve."""
-    plane: bool = False
-    """Also draw the plane through the first pair's ends and the bend of their curve."""
+    plane: int = 31
+    """Points a side of the plane, on the page, through two networks and the bend between them; 0 for none."""
     level: float | None = None
     """Loss that a string must stay below; by default 1.1 times the higher end's plus 0.01."""
     steps: int | None = None
@@ -277,7 +272,11 @@ class Connect:
     data: Path | None = None
     """Folder with mnist/ and cifar10/."""
     out: Path | None = None
-    """A page to write: figures, sentences, tables."""
+    """A page to write: figures, sentences, tables. Unfinished work is kept beside it."""
+    resume: bool = False
+    """Go on with the unfinished work beside the page."""
+    checkpoint_every: float = 30.0
+    """Seconds between two writes of unfinished work."""
 
     def run(self) -> None:
         """Runs the command."""
@@ -287,17 +286,17 @@ class Connect:
 
 
 @dataclass(frozen=True)
-class Tickets:
+class Tickets(_OnTask):
     """Draw lottery tickets: prune, go back, train again beside controls, level after level."""
 
-    task: Annotated[str, tyro.conf.Positional]
-    """FILE.py:NAME of a Task (or of a function that returns one), or digits, mnist, cifar10, ..."""
     levels: int = 5
     """Rounds of pruning."""
     rate: float = 0.2
     """Share of the living weights that goes each round."""
     output_rate: float | None = None
     """That of the output layer; half of --rate by default."""
+    conv_rate: float | None = None
+    """That of convolutions; --rate by default."""
     scope: Literal["layer", "global", "units"] = "layer"
     """Rank weights within each layer or over all of them, or take whole units."""
     criterion: str = "magnitude"
@@ -324,10 +323,12 @@ class Tickets:
     """Examples a batch."""
     evaluate: int = 100
     """Updates between two looks at the validation loss."""
+    instability: tuple[int, ...] = ()
+    """Instead of a lottery: runs part at these steps, and the barrier between each two is measured."""
     data: Path | None = None
     """Folder with mnist/ and cifar10/."""
     out: Path | None = None
-    """Folder for the tables and a file a level."""
+    """Folder for the tables, a file a level, and the page tickets.html."""
     resume: bool = False
     """Go on with the lottery in the output folder, bit for bit; more --levels may be asked for."""
 
@@ -342,7 +343,9 @@ class Tickets:
 class Rules:
     """List the update rules, or show one rule's page."""
 
-    name: Annotated[str | None, tyro.conf.Positional] = None
+    name: Annotated[
+        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="RULE", help_behavior_hint="")
+    ] = None
     """A rule: its equation, defaults, variants, and how torch and the notes differ."""
 
     def run(self) -> None:
@@ -350,30 +353,3 @@ class Rules:
         from losslab.cli.rules import rules
 
         rules(self.name)
-
-
-Command = (
-    Annotated[Lecture, tyro.conf.subcommand("lecture")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Signals, tyro.conf.subcommand("signals")]
-    | Annotated[Smoothness, tyro.conf.subcommand("smoothness")]
-    | Annotated[Curvature, tyro.conf.subcommand("curvature")]
-    | Annotated[Landscape, tyro.conf.subcommand("landscape")]
-    | Annotated[Connect, tyro.conf.subcommand("connect")]
-    | Annotated[Tickets, tyro.conf.subcommand("tickets")]
-    | Annotated[Rules, tyro.conf.subcommand("rules")]
-)
-
-
-def parse(arguments: Sequence[str]) -> None:
-    """Parses a command line and runs its command."""
-    command: Lecture | Train | Signals | Smoothness | Curvature | Landscape | Connect | Tickets | Rules = (
-        tyro.cli(
-            Command,
-            prog="losslab",
-            description="A laboratory for the optimization of neural networks.",
-            args=list(arguments) or ["--help"],
-            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
-        )
-    )
-    command.run()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from losslab.cli.commands import Curvature
-    from losslab.curvature import Density, Eigenpairs, Operator
+    from losslab.curvature import Density, Eigenpairs, Limit, Operator
     from losslab.engine import Points
     from losslab.tasks import Task
 
@@ -39,6 +39,7 @@ def curvature(command: Curvature) -> None:
         raise LosslabError(f"--examples is {command.examples}: pass at least 1")
     task = load_task(command.task, folder=command.data)
     points, rule = start_of(task, command.run_folder, command.member)
+    limit = None if command.run_folder is None else saved_limit(command.run_folder, command.member, points)
     data = task.train if task.train is None or command.examples is None else task.train.head(command.examples)
     objective = Objective(task, "train" if data is None else data, batch_norm=command.batch_norm)
     begun = time.perf_counter()
@@ -52,10 +53,12 @@ def curvature(command: Curvature) -> None:
         trace = room.trace(operator)
         density = room.density(operator) if command.density else None
         layers = room.by_layer(operator) if command.layers else None
+        told = sentences(objective, operator, found, command.lr or _rate(rule))
+        if limit is not None and _rate(rule) is None:
+            told.append(compared(limit, rule, operator, found["largest"], command.tol))
     for notice in dict.fromkeys([*(str(w.message) for w in caught), *operator.notes]):
         print(f"losslab: {notice}", file=sys.stderr)
     eigenvalues = tabled(found)
-    told = sentences(objective, operator, found, command.lr or _rate(rule))
     told.append(f"Trace {trace}; {operator.size} weights.")
     console = terminal()
     console.print(_printed(eigenvalues, f"{task.name}: {operator.kind}"))
@@ -83,9 +86,66 @@ def start_of(task: Task, run: Path | None, member: int) -> tuple[Points, dict[st
     saved = saved_points(task, run)
     if not 0 <= member < saved.members:
         raise LosslabError(f"--member is {member} and the run has members 0 to {saved.members - 1}: pass one")
-    _, meta = checkpoints.read(run / "population.safetensors" if run.is_dir() else run)
-    rule = {n: v[member] if isinstance(v, list) else v for n, v in meta["settings"]["rule"].items()}
-    return saved.select([member]), rule
+    _, meta = checkpoints.read(_file(run))
+    return saved.select([member]), _member_rule(meta, member)
+
+
+def saved_limit(run: Path, member: int, points: Points) -> Limit | str:
+    """Up to which curvature the rule of a saved run is stable where it stands, or why that is not known."""
+    from losslab import rules
+    from losslab.curvature import limit_of
+    from losslab.engine import checkpoints
+
+    tensors, meta = checkpoints.read(_file(run))
+    settings = _member_rule(meta, member)
+    name = settings.pop("rule")
+    try:
+        rule = rules.make(name, **settings)
+    except LosslabError:
+        return "its settings (a schedule, or an optimizer of torch) are not in the file as numbers"
+    state: dict[str, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        group, _, rest = key.partition("/")
+        if group == "state":
+            slot, _, weight = rest.partition("/")
+            state.setdefault(slot, {})[weight] = tensor[[member]] if tensor.dim() else tensor
+    state = {slot: {n: ts[n] for n in [*points.weights, ""] if n in ts} for slot, ts in state.items()}
+    found = limit_of(rule, state, points, int(meta["step"]))
+    if found is None:
+        return "for this rule, or before its first step, none is known"
+    if found.metric is not None and not bool((found.metric > 0).all()):
+        return "its metric is zero where a weight never had a gradient"
+    return found
+
+
+def compared(
+    limit: Limit | str, rule: dict[str, Any], operator: Operator, largest: Eigenpairs, tol: float
+) -> str:
+    """The largest eigenvalue, in the rule's metric if it has one, beside the rule's own stability limit."""
+    from losslab.curvature import Preconditioned, eigenpairs
+
+    name = rule["rule"]
+    if isinstance(limit, str):
+        return f"The stability limit of {name} cannot be told: {limit}."
+    most, what = float(limit.most), "The largest eigenvalue"
+    if limit.metric is not None:
+        if operator.kind != "Hessian":
+            return f"The stability limit of {name} speaks of the Hessian: pass --matrix hessian to compare."
+        largest = eigenpairs(Preconditioned(operator, limit.metric), 1, tol=tol)
+        what = "The largest eigenvalue in the metric D that it divides the gradient by, D^(-1/2) H D^(-1/2),"
+    value, error = float(largest.values[0]), float(largest.bounds[0])
+    told = f"{what} is {value:.4g} ± {error:.1g}, {value / most:.2g} times its stability limit {most:.4g}"
+    sure = "" if bool(largest.converged[0]) else "; the search did not converge"
+    return f"Trained by {name} at rate {float(limit.lr):g}. {told} (momentum included){sure}."
+
+
+def _file(run: Path) -> Path:
+    return run / "population.safetensors" if run.is_dir() else run
+
+
+def _member_rule(meta: dict[str, Any], member: int) -> dict[str, Any]:
+    """The rule of one member: its name and settings."""
+    return {n: v[member] if isinstance(v, list) else v for n, v in meta["settings"]["rule"].items()}
 
 
 def sentences(

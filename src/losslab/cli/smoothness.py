@@ -47,7 +47,7 @@ def smoothness(command: Smoothness) -> None:
     summary = probed(arms_of(task, command.compare), command)
     seconds = time.perf_counter() - begun
     shown = shown_rows(summary)
-    told = sentences(summary, command)
+    told = [*sentences(summary, command), *left_out(summary, shown, command)]
     console = terminal()
     console.print(_printed(shown, task.name, command))
     for sentence in told:
@@ -89,7 +89,7 @@ def probed(arms: dict[str, Task], command: Smoothness) -> pd.DataFrame:
         "relative": [command.relative * k / GRID for k in range(1, GRID + 1)],
     }
     rule = make(command.rule, **({} if command.lr is None else {"lr": command.lr}))
-    tables = []
+    tables, planned = [], probes_of(command)
     for name, task in arms.items():
         batch = examples_of(task, command.examples)
         recorder = SmoothnessRecorder(Objective(task, "train" if batch is None else batch), settings)
@@ -105,13 +105,18 @@ def probed(arms: dict[str, Task], command: Smoothness) -> pd.DataFrame:
                 batch_size=command.batch_size,
                 evaluate=None,
                 watch=recorder,
-                record=lambda step: (step + 1) % command.every == 0,
+                record=lambda step: step + 1 in planned,
             )
 
         recorder(trained(0))
         trained(command.steps)
         tables.append(recorder.summary.assign(arm=name))
     return pd.concat(tables, ignore_index=True)
+
+
+def probes_of(command: Smoothness) -> list[int]:
+    """Updates after which the networks are probed: the start, every so many, and the end."""
+    return sorted({*range(0, command.steps + 1, command.every), command.steps})
 
 
 def shown_rows(summary: pd.DataFrame) -> pd.DataFrame:
@@ -142,6 +147,8 @@ def sentences(summary: pd.DataFrame, command: Smoothness) -> list[str]:
     for arm, mine in rows.groupby("arm", sort=False):
         raw = mine[mine["kind"] == "raw"]
         lost = raw.loc[raw["loss"].isna(), "member"].nunique()
+        if raw["loss"].isna().all():  # `left_out` tells
+            continue
         ranges[arm] = {str(k): float(group["variation"].median()) for k, group in mine.groupby("kind")}
         error, beta = raw["first_order_error"].median(), raw["beta"].median()
         told.append(
@@ -150,7 +157,7 @@ def sentences(summary: pd.DataFrame, command: Smoothness) -> list[str]:
             f"gradient changes by up to {beta:.3g} per distance, so steps of plain gradient descent above "
             f"{2 / beta:.2g} may overshoot along it."
         )
-        if lost:
+        if 0 < lost < command.seeds:
             told.append(f"{arm}: {lost} of {command.seeds} members diverged; lower the rate to see them too.")
     if len(ranges) == 2:
         plain, normalised = ranges.values()
@@ -158,6 +165,30 @@ def sentences(summary: pd.DataFrame, command: Smoothness) -> list[str]:
         told.append(
             f"With batch norm the loss varies {raw_steps} along raw steps, and {relative_steps} along steps "
             "relative to the weights, which do not see how a network is parametrised."
+        )
+    return told
+
+
+def left_out(summary: pd.DataFrame, shown: pd.DataFrame, command: Smoothness) -> list[str]:
+    """Which rows the table does not have, and why."""
+    planned, told = probes_of(command), []
+    rows = summary[summary["loss"].notna()]
+    for arm in summary["arm"].unique():
+        last = max(rows.loc[rows["arm"] == arm, "updates"], default=-1)
+        gone = [probe for probe in planned if probe > last]
+        if last < 0:
+            told.append(f"{arm}: the loss is not finite before the first update; mend the data or the network.")
+        elif gone:
+            members = "its one member" if command.seeds == 1 else f"all {command.seeds} members"
+            told.append(
+                f"{arm}: {members} diverged before update {gone[0]}, so from there on nothing is measured; "
+                "lower the rate to see it."
+            )
+    everything = summary["updates"].nunique()
+    if (some := shown["updates"].nunique()) < everything:
+        told.append(
+            f"The table has {some} of the {everything} probes, spread over training; the page that --out "
+            "writes draws all."
         )
     return told
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from typing import TYPE_CHECKING, Any
 
-from losslab.cli.terminal import terminal
+from losslab.cli.terminal import counted, printed, terminal
 from losslab.errors import LosslabError
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from losslab.cli.commands import Train
-    from losslab.engine import Population
+    from losslab.engine import Execution, Population
 
 SHOWN = 48
 """Members listed one by one; more are summarised by their values."""
@@ -42,38 +41,32 @@ def train(command: Train) -> None:
         watched = "test_loss" if task.validation is None else "validation_loss"
         stop = engine.EarlyStopping(watched, command.patience)
     begun = time.perf_counter()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", engine.ExecutionNotice)
-        population = engine.train(
-            task,
-            rule,
-            seeds=seeds,
-            steps=command.steps,
-            epochs=epochs,
-            batch_size=command.batch_size,
-            shared_batches=command.shared_batches,
-            replacement=command.replacement,
-            drop_last=command.drop_last,
-            dtype=command.dtype,
-            device=command.device,
-            execution=command.execution,
-            memory=None if command.memory is None else command.memory * 1e9,
-            stop=stop,
-            out=command.out,
-            resume=command.resume,
-            checkpoint_every=command.checkpoint_every,
-        )
+    population = engine.train(
+        task,
+        rule,
+        seeds=seeds,
+        steps=command.steps,
+        epochs=epochs,
+        batch_size=command.batch_size,
+        shared_batches=command.shared_batches,
+        replacement=command.replacement,
+        drop_last=command.drop_last,
+        dtype=command.dtype,
+        device=command.device,
+        execution=command.execution,
+        memory=None if command.memory is None else command.memory * 1e9,
+        stop=stop,
+        out=command.out,
+        resume=command.resume,
+        checkpoint_every=command.checkpoint_every,
+    )
     seconds = time.perf_counter() - begun
-    for notice in [*(str(w.message) for w in caught), *population.notices]:
+    for notice in population.notices:
         print(f"losslab: {notice}", file=sys.stderr)
     console = terminal()
     console.print(summary_table(population))
-    execution = population.execution
-    console.print(
-        f"{len(population)} members, {population.step} steps in {seconds:.1f} s: "
-        f"{execution.reason if execution else ''}",
-        style="dim",
-    )
+    members, steps = counted(len(population), "member"), counted(population.step, "step")
+    console.print(f"{members}, {steps} in {seconds:.1f} s{_way(population.execution)}", style="dim")
     if command.out is not None:
         console.print(f"saved in {command.out}: population.safetensors, history.parquet, checkpoints/")
 
@@ -137,8 +130,6 @@ def _value(text: str) -> Any:
 
 def summary_table(population: Population) -> Table:
     """The members, or, where there are many, the median over seeds of each combination of values."""
-    from rich.table import Table
-
     frame = population.summary()
     hyper = list(population.hyperparameters)
     measured = [c for c in frame.columns if c.endswith(("_loss", "_accuracy"))] or ["loss"]
@@ -148,12 +139,15 @@ def summary_table(population: Population) -> Table:
         measured = [c for c in frame.columns if c not in ("member", "seed", "ended", *hyper)]
         groups = frame.groupby(hyper, sort=False)
         frame = groups[measured].median().join(groups["ended"].agg(_share_diverged)).reset_index()
-    shown = Table(title=f"{population.rule.name} on {population.task.name}", title_justify="left")
-    for column in frame.columns:
-        shown.add_column(str(column).replace("_", " "), justify="left" if column == "ended" else "right")
-    for row in frame.itertuples(index=False):
-        shown.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
-    return shown
+    return printed(frame, f"{population.rule.name} on {population.task.name}")
+
+
+def _way(execution: Execution | None) -> str:
+    """How the members were run, and why."""
+    if execution is None or execution.reason == "one member":
+        return ""
+    how = "one by one" if execution.backend.name == "loop" else "as one program"
+    return f", {how}: {execution.reason}"
 
 
 def _share_diverged(endings: pd.Series) -> str:

@@ -18,7 +18,7 @@ from losslab.curvature.monitor import CurvatureMonitor
 from losslab.curvature.operator import Operator
 from losslab.curvature.probes import Estimate
 from losslab.curvature.products import EmpiricalFisher, GaussNewton, Hessian
-from losslab.curvature.stability import Limit, limit_of
+from losslab.curvature.stability import Limit, Preconditioned, limit_of
 from losslab.curvature.summary import Condition, by_layer, condition, stability_sentence
 from losslab.curvature.trace import diagonal, trace
 
@@ -37,6 +37,7 @@ __all__ = [
     "Limit",
     "NotConverged",
     "Operator",
+    "Preconditioned",
     "by_layer",
     "condition",
     "density",

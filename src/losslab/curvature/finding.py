@@ -216,30 +216,29 @@ class _Memory:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.pairs: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def keep(self, rows: Tensor) -> None:
-        self.pairs = [(s[rows], y[rows], r[rows]) for s, y, r in self.pairs]
+        self.pairs = [(s[rows], y[rows], r[rows], t[rows]) for s, y, r, t in self.pairs]
 
     def add(self, s: Tensor, y: Tensor) -> None:
         bend = (s * y).sum(1)
         # A pair without positive curvature would make the metric indefinite: it counts for nothing.
         good = bend > 1e-14 * s.norm(dim=1) * y.norm(dim=1)
-        self.pairs.append((s, y, torch.where(good, 1 / bend, 0.0)))
+        self.pairs.append((s, y, torch.where(good, 1 / bend, 0.0), bend / y.square().sum(1)))
         del self.pairs[: -self.size]
 
     def direction(self, slope: Tensor) -> Tensor:
         q, kept = slope.clone(), []
-        scale = 1 / slope.norm(dim=1, keepdim=True).clamp(min=1.0)
-        for s, y, r in reversed(self.pairs):
+        scale = 1 / slope.norm(dim=1).clamp(min=1.0)
+        for s, y, r, _ in reversed(self.pairs):
             a = r * (s * q).sum(1)
             q -= a[:, None] * y
             kept.append(a)
-        for s, y, r in self.pairs:
-            newest = (s * y).sum(1, keepdim=True) / y.square().sum(1, keepdim=True)
-            scale = torch.where(r[:, None] > 0, newest, scale)
-        q *= scale
-        for (s, y, r), a in zip(self.pairs, reversed(kept), strict=True):
+        for _, _, r, newest in self.pairs:
+            scale = torch.where(r > 0, newest, scale)
+        q *= scale[:, None]
+        for (s, y, r, _), a in zip(self.pairs, reversed(kept), strict=True):
             q += (a - r * (y * q).sum(1))[:, None] * s
         return -q
 
@@ -368,9 +367,9 @@ def _decomposed(
             damping[rows[~good]] *= 10
             if bool(better.all()):
                 break
-        if downhill and not bool(better.any()):
-            counts[active] = count
-            break
+        if downhill and not bool(better.all()):  # twelve decades of damping did not help: rounding
+            counts[active[~better]] = count
+            active, g, damping = active[better], g[better], damping[better]
     return _found(objective, placed(points, ends), counts, tolerance)
 
 

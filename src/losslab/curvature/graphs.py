@@ -284,4 +284,9 @@ def example_losses(criterion: Callable[[Tensor, Batch], Tensor], outputs: Tensor
 
 def dropouts(module: nn.Module) -> list[str]:
     """The names of the layers that drop units."""
-    return [n for n, m in module.named_modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
+    plain, others = nn.modules.dropout._DropoutNd, (nn.RNNBase, nn.MultiheadAttention)
+    return [
+        n
+        for n, m in module.named_modules()
+        if (m.p if isinstance(m, plain) else m.dropout if isinstance(m, others) else 0.0) > 0
+    ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from losslab.curvature.eigen import eigenpairs
 from losslab.curvature.finding import placed
 from losslab.curvature.products import Hessian
-from losslab.curvature.stability import Limit, limit_of, limit_of_torch
+from losslab.curvature.stability import Limit, Preconditioned, limit_of, limit_of_torch
 from losslab.engine import Objective, Points, Population
 from losslab.engine.randomness import generator
 from losslab.errors import LosslabError
@@ -211,7 +211,7 @@ class CurvatureMonitor:
         else:
             top = sharpness
             if limit.metric is not None:
-                top = self._top("metric", _Scaled(self.operator, limit.metric), members)[0]
+                top = self._top("metric", Preconditioned(self.operator, limit.metric), members)[0]
             told |= {"preconditioned": top, "limit": limit.most, "ratio": top / limit.most}
             move = -limit.lr.to(slope)[:, None] * (slope if limit.metric is None else slope / limit.metric)
             told |= self._along(points, loss, slope, move, limit.lr)
@@ -274,17 +274,3 @@ class CurvatureMonitor:
             )
         critical = torch.where(torch.isinf(high), 0.0, 2 / (high.double().cpu() * lr.cpu()))
         return {"critical": critical, "alpha": alpha}
-
-
-class _Scaled:
-    """``D^(-1/2) H D^(-1/2)`` at N points."""
-
-    def __init__(self, operator: Hessian, metric: Tensor) -> None:
-        self.operator = operator
-        self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
-        root = metric.to(operator.dtype).rsqrt()
-        self.root = root[0] if operator.members == 1 else root
-
-    def __matmul__(self, vectors: Tensor) -> Tensor:
-        root = self.root if vectors.dim() == self.root.dim() else self.root[..., None]
-        return root * (self.operator @ (root * vectors))

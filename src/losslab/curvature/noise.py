@@ -11,6 +11,7 @@ import torch
 
 from losslab.curvature.graphs import Graph, Piece
 from losslab.engine.backends import Function
+from losslab.engine.measured import without_dropout
 from losslab.errors import LosslabError
 
 _EXAMPLES = 64
@@ -51,6 +52,14 @@ def draws(loss: Function, piece: Piece) -> bool:
     return bool(_apart(first, second, few).any())
 
 
+def dropped(loss: Function, piece: Piece) -> list[str]:
+    """What the code drops units by itself with, such as ``F.dropout`` inside of a forward."""
+    few, met = _few(piece), set[str]()
+    with torch.no_grad():
+        few.run(without_dropout(loss, met), few.theta())
+    return [f"calls of {name}()" for name in sorted(met)]
+
+
 def _few(piece: Piece) -> Piece:
     return next(piece.thinned(_EXAMPLES)) if piece.at.batch is not None else piece
 
@@ -89,4 +98,4 @@ def refuse_once(graph: Graph) -> None:
         waiting += [source for source, _ in node.next_functions]
 
 
-__all__ = ["HELD", "draws", "refuse_noise", "refuse_once"]
+__all__ = ["HELD", "draws", "dropped", "refuse_noise", "refuse_once"]

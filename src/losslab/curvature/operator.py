@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from losslab.curvature.graphs import Graph, Piece, Theta, dropouts
-from losslab.curvature.noise import HELD, draws, refuse_noise, refuse_once
+from losslab.curvature.noise import HELD, draws, dropped, refuse_noise, refuse_once
 from losslab.engine import Objective, Points
 from losslab.engine.execution import Execution, ExecutionNotice
 from losslab.engine.memory import free_memory
@@ -157,7 +157,7 @@ class Operator:
         rows = self._rows(vectors)
         found = self._multiplied(rows.to(self.dtype)).to(vectors.dtype)
         self.products += rows.shape[1]
-        if self.members == 1 and rows.isfinite().all() and not found.isfinite().all():
+        if self.members == 1 and not _finite(found) and _finite(rows):
             if not (loss := self.objective.value(self.points)).isfinite().all():
                 raise LosslabError(
                     f"the loss is {loss.item():g} at these weights, not a finite number: look for bad values "
@@ -216,7 +216,7 @@ class Operator:
             total = torch.zeros_like(rows, memory_format=torch.contiguous_format)
             try:
                 for piece, graph in self._differentiated(rows.shape[1]):
-                    self._add(total, piece, self._block(graph, self._parts(rows[piece.rows])))
+                    self._accumulate(total[piece.rows], piece.share, graph, rows[piece.rows])
                 return total
             except (RuntimeError, NotImplementedError) as error:
                 self._fallen_back(error)
@@ -310,38 +310,36 @@ class Operator:
         self._inspected = True
         if draws(self.objective.loss, piece):
             self.notes.append(HELD)
-        if dropped := dropouts(piece.execution.backend.template.module):
-            self.notes.append(f"dropout is off in {', '.join(dropped)}")
+        off = [*dropouts(self.objective.module), *dropped(self.objective.task.loss, piece)]
+        if off:
+            self.notes.append(f"dropout is off in {', '.join(off)}")
 
-    def _block(self, graph: Graph, parts: Theta) -> list[Tensor | None]:
-        """Products of K vectors ``[n, K, ...]`` by name, in the same form."""
-        count = parts[0].shape[1]
+    def _accumulate(self, total: Tensor, share: float, graph: Graph, rows: Tensor) -> None:
+        """Adds a chunk's share of the products of rows ``[n, K, P]``."""
+        parts, count = self._parts(rows), rows.shape[1]
 
-        def one_by_one() -> list[Tensor | None]:
-            columns = [graph.products([p[:, k] for p in parts]) for k in range(count)]
-            return [
-                None if c[0] is None else torch.stack(c, dim=1) for c in map(list, zip(*columns, strict=True))
-            ]
+        def one_by_one() -> None:
+            for k in range(count):
+                self._add(total[:, k], graph.products([p[:, k] for p in parts]), share)
 
         def together() -> list[Tensor | None]:
-            found = graph.products([p.movedim(1, 0) for p in parts], batched=True)
-            return [None if f is None else f.movedim(0, 1) for f in found]
+            return graph.products([p.movedim(1, 0) for p in parts], batched=True)
 
         if count < 4 or self._batched is False:
-            return one_by_one()
-        if self._batched:
-            return together()
-        start = time.perf_counter()
-        found = one_by_one()
-        self._wait()
-        middle = time.perf_counter()
-        try:
-            together()
+            one_by_one()
+        elif self._batched:
+            self._add(total.movedim(1, 0), together(), share)
+        else:
+            start = time.perf_counter()
+            one_by_one()
             self._wait()
-            self._batched = time.perf_counter() - middle < middle - start
-        except Exception:  # what vmap makes of the user's code, or no memory for it
-            self._batched = False
-        return found
+            middle = time.perf_counter()
+            try:
+                together()
+                self._wait()
+                self._batched = time.perf_counter() - middle < middle - start
+            except Exception:  # what vmap makes of the user's code, or no memory for it
+                self._batched = False
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -350,10 +348,11 @@ class Operator:
     def _parts(self, rows: Tensor) -> Theta:
         return list(self.split(rows).values())
 
-    def _add(self, total: Tensor, piece: Piece, found: list[Tensor | None]) -> None:
+    def _add(self, total: Tensor, found: list[Tensor | None], share: float) -> None:
+        """Adds products by name, ``[..., *shape]`` each, to ``[..., P]``."""
         for part, product in zip(total.split(self.sizes, dim=-1), found, strict=True):
             if product is not None:
-                part[piece.rows].add_(product.detach().reshape(*product.shape[:2], -1), alpha=piece.share)
+                part.add_(product.detach().reshape(part.shape), alpha=share)
 
     # -- what a kind of matrix says --------------------------------------------------------------------
 
@@ -376,6 +375,11 @@ def _named(points: Points, layers: Sequence[str] | None) -> tuple[str, ...]:
     if not found:
         raise LosslabError("layers is empty: name parameters or modules, or pass None for all")
     return tuple(found)
+
+
+def _finite(t: Tensor) -> bool:
+    """A sum is finite only if all that it adds is, and costs a tenth of asking for each."""
+    return bool(t.sum().isfinite()) or bool(t.isfinite().all())
 
 
 def _unsound(points: Points) -> str:

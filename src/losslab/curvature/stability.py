@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from losslab.curvature.operator import Operator
 from losslab.engine import Points
 from losslab.rules import SGD, AdaGrad, Adam, Momentum, Nesterov, PerturbedGD, RMSProp, Rule, State
 
@@ -29,6 +30,37 @@ class Limit:
     lr: Tensor
     most: Tensor
     metric: Tensor | None
+
+
+class Preconditioned:
+    """``D^(-1/2) M D^(-1/2)``: a matrix in the metric of an adaptive rule, at N points.
+
+    Its eigenvalues are those of ``D^(-1) M``, which a step ``-lr D^(-1) g`` meets on a quadratic; the largest
+    one of the Hessian is the preconditioned sharpness of Cohen et al. 2022.
+
+    Args:
+        operator: M.
+        metric: D, ``[N, P]``, positive.
+
+    Example:
+        >>> from losslab.curvature import Hessian, eigenpairs
+        >>> from losslab.engine import Objective
+        >>> from losslab.tasks import function_task, quadratic
+        >>> task = function_task(quadratic([1.0, 3.0], rotate=False))
+        >>> hessian = Hessian(Objective(task), Points.from_modules([task.model()]))
+        >>> eigenpairs(Preconditioned(hessian, torch.tensor([[0.1, 1.0]]))).values.round(decimals=6)
+        tensor([10.], dtype=torch.float64)
+    """
+
+    def __init__(self, operator: Operator, metric: Tensor) -> None:
+        self.operator = operator
+        self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
+        root = metric.to(operator.dtype).rsqrt()
+        self.root = root[0] if operator.members == 1 else root
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        root = self.root if vectors.dim() == self.root.dim() else self.root[..., None]
+        return root * (self.operator @ (root * vectors))
 
 
 def limit_of(rule: object, state: State, points: Points, step: int) -> Limit | None:

@@ -26,7 +26,7 @@ from losslab.engine.memory import free_memory, keep_freed_memory
 from losslab.engine.points import Stack
 from losslab.engine.randomness import MemberRandom, spared
 from losslab.engine.template import Template
-from losslab.errors import LosslabError, unknown
+from losslab.errors import LosslabError, first_line, unknown
 from losslab.rules.rule import Weights
 from losslab.tasks import Data
 from losslab.tasks.nest import leaves
@@ -176,7 +176,7 @@ def choose(
     if execution == "loop" or (execution == "auto" and members == 1):
         reason = "a loop, as asked" if execution == "loop" else "one member"
         return Execution(loop, 1, example_bytes, reason)
-    stacked, why = None, "it draws from torch's global generator"
+    stacked, why = None, "it draws from torch's global generator, as dropout within attention or an LSTM does"
     if not loop.global_draws:
         stacked, why = probe.stacked(loop)
     if stacked is None:
@@ -236,8 +236,7 @@ class _Probe:
                     warnings.simplefilter("ignore")
                     found = [self.results(backend, at) for at, _ in examples]
             except Exception as error:  # whatever batching the user's code brings up
-                lines = str(error).strip().splitlines()
-                why = f"vmap cannot batch it, {lines[0] if lines else type(error).__name__}"
+                why = f"vmap cannot batch it ({first_line(error).partition('. ')[0]})"
                 continue
             if _agree([w for _, wanted in examples for w in wanted], [f for got in found for f in got]):
                 return backend, ""

@@ -80,7 +80,7 @@ def normalisers(module: nn.Module) -> list[nn.Module]:
 
 
 def without_dropout(fn: Function, met: set[str] | None = None) -> Function:
-    """``fn`` with every dropout inside of it passing its input on; names of those that would drop in ``met``."""
+    """``fn`` with every dropout inside of it passing its input on; ``met`` takes the names of those met."""
 
     def quiet(module: nn.Module, batch: Batch) -> Any:
         with _NoDropout(met):

@@ -23,11 +23,20 @@ class Bar:
         members: Members in all.
         start: Steps already done.
         show: True or False to decide; None shows it when standard error is a terminal.
+        label: What goes on.
     """
 
-    def __init__(self, total: int, members: int, start: int = 0, show: bool | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        members: int,
+        start: int = 0,
+        show: bool | None = None,
+        label: str = "training",
+    ) -> None:
         self.total, self.members, self.start = total, members, start
         self.show = sys.stderr.isatty() if show is None else show
+        self.label = label
         self.begun = self.drawn = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
@@ -39,7 +48,7 @@ class Bar:
             from rich.progress import Progress as RichProgress
 
             self._bar = RichProgress(
-                TextColumn("training"),
+                TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[told]}"),
@@ -48,7 +57,7 @@ class Bar:
                 transient=False,
             )
             self._bar.start()
-            self._task = self._bar.add_task("training", total=self.total, completed=self.start, told="")
+            self._task = self._bar.add_task(self.label, total=self.total, completed=self.start, told="")
         return self
 
     def due(self) -> bool:

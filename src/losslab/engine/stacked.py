@@ -50,9 +50,8 @@ class Stacked:
         operation = OPERATIONS.get(method)
         if operation is None:
             raise NotInTable(f"Tensor.{name}")
-        if name in _ACTIVATIONS and torch._C._is_torch_function_mode_enabled():
-            operation = getattr(torch, name)  # so that a mode sees it, as it sees a tensor's method
-        return lambda *args, **kwargs: operation(self, *args, **kwargs)
+        seen = visible(name, operation)
+        return lambda *args, **kwargs: seen(self, *args, **kwargs)
 
     @property
     def shape(self) -> torch.Size:
@@ -108,6 +107,14 @@ class Stacked:
 
     def __iter__(self) -> Any:
         return iter(Stacked(row) for row in self.data.unbind(1))
+
+
+def visible(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
+    """How to run a method so that a mode, if there is one, sees activations, as it sees a tensor's."""
+    if name in _ACTIVATIONS and torch._C._is_torch_function_mode_enabled():
+        function: Callable[..., Any] = getattr(torch, name)
+        return function
+    return operation
 
 
 def _dunder(name: str) -> Callable[..., Any]:

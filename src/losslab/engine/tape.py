@@ -17,7 +17,7 @@ from torch import Tensor
 
 from losslab.engine import kernels, operations
 from losslab.engine.points import Stack
-from losslab.engine.stacked import NotInTable, Stacked
+from losslab.engine.stacked import NotInTable, Stacked, visible
 
 Vjp = Callable[[Tensor], Sequence[Any]]
 """The gradient of a node's value -> the gradients it sends to its parents, in their order.
@@ -62,7 +62,8 @@ class Node(Stacked):
         rule = RULES.get(getattr(Tensor, name, None))
         if rule is None:
             raise NotInTable(f"Tensor.{name}")
-        return lambda *args, **kwargs: rule(self, *args, **kwargs)
+        seen = visible(name, rule)
+        return lambda *args, **kwargs: seen(self, *args, **kwargs)
 
 
 def leaves(weights: Stack) -> dict[str, Node]:

@@ -25,7 +25,7 @@ from losslab.engine.population import NEVER, Population
 from losslab.engine.progress import Bar
 from losslab.engine.template import Template
 from losslab.engine.updating import Closure, TorchUpdater, updater
-from losslab.errors import LosslabError
+from losslab.errors import LosslabError, first_line
 from losslab.files import write_atomically
 from losslab.rules.rule import Weights, member_norm
 from losslab.tasks import Batch, Data
@@ -355,10 +355,10 @@ class Trainer:
             try:
                 LoopBackend(self.template).gradients(self.task.loss, last.rows(slice(0, 1)).sheltered())
             except Exception as error:  # the user's code: batch norm refuses a single example
-                told = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                number = "1 example" if last.examples == 1 else f"{last.examples} examples"
                 raise LosslabError(
-                    f"an epoch's last batch has {last.examples} examples and the loss raised {told}: "
-                    "take another batch_size, or drop_last"
+                    f"an epoch's last batch has {number} and there the loss fails ({first_line(error)}): "
+                    "leave that batch out with drop_last (--drop-last), or take another batch size"
                 ) from error
         return choose(self.plan.execution, self.template, self.task.loss, at, self.plan.memory)
 

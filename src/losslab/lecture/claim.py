@@ -76,6 +76,7 @@ class Lab:
         seeds: The number of replicates, where the user asked for one.
         data: A folder with the data sets that are not embedded.
         progress: Called with a short text as the experiment goes on.
+        folder: Where a long experiment keeps what it has done, so that a resumed run goes on from there.
 
     Raises:
         LosslabError: Unknown profile, fewer than one seed, or a data folder that does not exist.
@@ -91,6 +92,7 @@ class Lab:
     seeds: int | None = None
     data: Path | None = None
     progress: Callable[[str], None] = quiet
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:

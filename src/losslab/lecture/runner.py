@@ -1,7 +1,8 @@
 """Runs claims one after another, keeps what is done, and lets one failure stop nothing else.
 
 The output folder holds ``claims.json`` (the settings and one entry a claim, with a checksum for each table),
-``tables/<claim>-<name>.parquet``, ``logs/<claim>.txt`` for a claim that failed, and what ``publish`` writes.
+``tables/<claim>-<name>.parquet``, ``logs/<claim>.txt`` for a claim that failed, what ``publish`` writes, and
+in ``stages`` what long experiments keep so as to be resumed in their midst.
 A verdict is always judged on tables as read back from parquet, so a resumed run says what the first one said.
 """
 
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 RECORDS = "claims.json"
 REPORT = "report.html"
-OWNED = ("tables", "logs", REPORT, RECORDS)
+STAGES = "stages"
+OWNED = ("tables", "logs", STAGES, REPORT, RECORDS)
 """What a run leaves in its folder, in the order in which it is moved aside for the next run."""
 
 
@@ -99,11 +101,12 @@ def run(
     kept, broken = _keep(records, claims, known, out, on_event)
     book = _Book(out, lab, kept, publish)
     book.write()
+    staged = dataclasses.replace(lab, folder=out / STAGES)
     for claim in dict.fromkeys([*claims, *broken]):
         if claim.id in kept:
             continue
         on_event(Event("start", claim.title, claim))
-        result = _attempt(claim, lab, out)
+        result = _attempt(claim, staged, out)
         book.add(result)
         on_event(Event("done" if result.status == "done" else "failed", result.error, claim, result))
     return book.results()

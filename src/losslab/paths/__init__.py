@@ -15,17 +15,20 @@ from losslab.paths.barriers import Barrier, barrier
 from losslab.paths.combinations import as_points, combine, joined, lengths
 from losslab.paths.connecting import METHODS, align, connect
 from losslab.paths.curves import Curve, straight, train_curves, walk_curves
+from losslab.paths.detours import detour
 from losslab.paths.ensembles import ensemble_errors
 from losslab.paths.grids import Grid, measure_slice
 from losslab.paths.landscape import Landscape
+from losslab.paths.levels import walk_level
 from losslab.paths.matching import Alignment, match_activations, match_straight_through, match_weights
-from losslab.paths.path import Path, walk
+from losslab.paths.path import Path, Stage, walk
 from losslab.paths.permutations import Axis, Spec, permutation_spec, verify
 from losslab.paths.repair import repair, reset_batch_norm
-from losslab.paths.slices import Slice, Trajectory, along, principal, random_slice, through
+from losslab.paths.slices import Slice, Trajectory, along, member_label, principal, random_slice, through
 from losslab.paths.slopes import Slopes
 from losslab.paths.strings import strings
 from losslab.paths.trees import Tree, explore
+from losslab.paths.work import Work
 
 __all__ = [
     "DRAXLER",
@@ -43,8 +46,10 @@ __all__ = [
     "Slice",
     "Slopes",
     "Spec",
+    "Stage",
     "Trajectory",
     "Tree",
+    "Work",
     "align",
     "along",
     "as_points",
@@ -52,6 +57,7 @@ __all__ = [
     "barrier",
     "combine",
     "connect",
+    "detour",
     "ensemble_errors",
     "explore",
     "joined",
@@ -60,6 +66,7 @@ __all__ = [
     "match_straight_through",
     "match_weights",
     "measure_slice",
+    "member_label",
     "permutation_spec",
     "principal",
     "random_slice",
@@ -75,4 +82,5 @@ __all__ = [
     "walk",
     "walk_bands",
     "walk_curves",
+    "walk_level",
 ]

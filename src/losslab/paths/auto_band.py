@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from losslab.engine import Points
+from losslab.engine import Points, checkpoints
 from losslab.errors import LosslabError
-from losslab.paths.bands import BETWEEN, Band, relax, stretched, walk_bands
+from losslab.paths.bands import BETWEEN, Band, slide, stretched, walk_bands
 from losslab.paths.combinations import combine
 from losslab.paths.landscape import Landscape
-from losslab.paths.path import Path
+from losslab.paths.path import Path, Stage, settled
 from losslab.paths.slopes import Slopes
+from losslab.paths.work import Kept, Out, Work
 from losslab.rules import make
 
 
@@ -56,6 +57,8 @@ def auto_bands(
     threshold: float = 0.1,
     rule: Callable[[float], Any] = heavy_ball,
     between: int = BETWEEN,
+    looks: Sequence[int] = (),
+    out: Out = None,
 ) -> list[Path]:
     """The lowest passes that AutoNEB finds between pairs of minima (Draxler et al. 2018), all pairs together.
 
@@ -76,11 +79,14 @@ def auto_bands(
         threshold: See above.
         rule: Learning rate -> update rule.
         between: See above.
+        looks: Steps before which the images' losses are measured on all data, to show how the bands settle.
+        out: Where to keep unfinished work, see `Work`.
 
     Returns:
         Of each pair, the path of the cycle whose highest loss was lowest, and among those that are no higher
         than an end the one with the lowest mean; its note says which, and how the highest loss went from
-        cycle to cycle.
+        cycle to cycle. Its stages are the looks and the ends of the cycles; it counts as settled by the
+        highest losses after the cycles.
 
     Raises:
         LosslabError: No cycle, no first image, a pair that does not exist.
@@ -97,35 +103,116 @@ def auto_bands(
         raise LosslabError(
             f"{len(cycles)} cycles and {first} first images were asked for: pass at least one of each"
         )
-    bands = stretched(points, pairs, first + 2)
-    best: list[tuple[Band, Path, int] | None] = [None] * len(bands)
-    told: list[list[float]] = [[] for _ in bands]
-    done = 0
-    for number, cycle in enumerate(cycles):
-        bands = relax(slopes, bands, rule=rule(cycle.lr), steps=cycle.steps, start=done)
-        done += cycle.steps
-        paths = walk_bands(landscape, bands, between, loss_only=True)
-        for e, path in enumerate(paths):
-            told[e].append(float(path.barrier().highest))
-            known = best[e]
-            if known is None or _better(path, known[1]):
-                best[e] = (bands[e], path, number + 1)
-        if number + 1 < len(cycles):
-            bands = [_denser(b, p, insert, threshold, between) for b, p in zip(bands, paths, strict=True)]
-    chosen = [found for found in best if found is not None]
-    paths = walk_bands(landscape, [band for band, _, _ in chosen], between)
+    asked: dict[str, Any] = {"cycles": list(cycles), "first": first, "insert": insert, "between": between}
+    asked |= {"rule": [rule(cycle.lr) for cycle in cycles], "threshold": threshold, "looks": list(looks)}
+    asked |= {**slopes.describe(), "pairs": list(pairs), "points": checkpoints.digest(points, "")}
+    total = sum(cycle.steps for cycle in cycles)
+    with Work.of(out).begin(asked, f"settling {len(pairs)} bands", total, len(pairs)) as kept:
+        searches = _restored(kept, points) or [_Search(b) for b in stretched(points, pairs, first + 2)]
+        for number in range(kept.meta.get("cycle", 0), len(cycles)):
+            done = sum(cycle.steps for cycle in cycles[:number])
+            look = _Looking(landscape, searches, kept, number, looks)
+            kept.hold(*_told(searches, number))
+            bands = slide(
+                slopes, [s.band for s in searches], kept, rule=rule(cycles[number].lr),
+                steps=cycles[number].steps, start=done, watch=look if looks else None,
+            )  # fmt: skip
+            kept.forget()
+            paths = walk_bands(landscape, bands, between, loss_only=True)
+            for search, band, path in zip(searches, bands, paths, strict=True):
+                search.after(number + 1, done + cycles[number].steps, band, path)
+                search.band = _denser(band, path, insert, threshold, between)
+    paths = walk_bands(landscape, [search.best for search in searches], between)
     return [
-        replace(path, method="AutoNEB", note=_note(number, heights))
-        for path, (_, _, number), heights in zip(paths, chosen, told, strict=True)
-    ]
+        replace(
+            path, method="AutoNEB", note=search.note, stages=tuple(search.stages),
+            settled=settled(torch.tensor(search.heights, dtype=torch.float64)),
+        )
+        for path, search in zip(paths, searches, strict=True)
+    ]  # fmt: skip
 
 
-def _better(path: Path, other: Path) -> bool:
-    """Whether a path is lower than another one; NaN is lower than nothing."""
-    own, known = (
-        (float(p.barrier().highest), float(next(iter(p.values.values())).mean())) for p in (path, other)
-    )
-    return own < known or (known[0] != known[0] and own[0] == own[0])
+@dataclass
+class _Search:
+    """The search for one pair: the band as it is, the best so far, and how it went."""
+
+    band: Band
+    best: Band = field(init=False)
+    number: int = 0
+    low: tuple[float, float] = (float("nan"), float("nan"))
+    heights: list[float] = field(default_factory=list)
+    stages: list[Stage] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.best = self.band
+
+    def after(self, number: int, step: int, band: Band, path: Path) -> None:
+        """Notes what a cycle came to; NaN is lower than nothing."""
+        (losses,) = path.values.values()
+        low = float(path.barrier().highest), float(losses.mean())
+        self.heights.append(low[0])
+        self.stages.append(Stage(step, path.places, losses))
+        if not self.number or low[0] < self.low[0] or (self.low[0] != self.low[0] and low[0] == low[0]):
+            self.best, self.number, self.low = band, number, low
+
+    @property
+    def note(self) -> str:
+        """Which cycle was best, and how the highest loss went."""
+        went = ", ".join(f"{h:.4g}" for h in self.heights)
+        return f"cycle {self.number} of {len(self.heights)}; highest loss after each: {went}"
+
+
+class _Looking:
+    """Measures the images of all bands before the steps asked for."""
+
+    def __init__(
+        self, landscape: Landscape, searches: Sequence[_Search], kept: Kept, number: int, looks: Sequence[int]
+    ) -> None:
+        self._landscape, self._searches, self._kept = landscape, searches, kept
+        self._number, self._looks = number, set(looks)
+
+    def __call__(self, step: int, bands: list[Band]) -> None:
+        if step not in self._looks:
+            return
+        paths = walk_bands(self._landscape, bands, 0, loss_only=True)
+        for search, path in zip(self._searches, paths, strict=True):
+            search.stages.append(Stage(step, path.places, next(iter(path.values.values()))))
+        self._kept.hold(*_told(self._searches, self._number))
+
+
+def _told(searches: Sequence[_Search], number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The searches before a cycle as what a file holds."""
+    tensors: dict[str, Tensor] = {}
+    meta = []
+    for s, search in enumerate(searches):
+        for name, band in (("band", search.band), ("best", search.best)):
+            tensors |= {f"{s}/{name}/{n}": t for n, t in band.images.items()}
+            tensors[f"{s}/{name}/places"] = band.places
+        for k, stage in enumerate(search.stages):
+            tensors |= {f"{s}/stage/{k}/places": stage.places, f"{s}/stage/{k}/losses": stage.losses}
+        told = {"number": search.number, "low": search.low, "heights": [*search.heights]}
+        meta.append({**told, "steps": [stage.step for stage in search.stages]})
+    return tensors, {"cycle": number, "bands": meta}
+
+
+def _restored(kept: Kept, points: Points) -> list[_Search]:
+    """The searches that `_told` told; none if nothing is kept."""
+    found, held = [], kept.tensors
+    for s, told in enumerate(kept.meta.get("bands", [])):
+
+        def band(name: str, s: int = s) -> Band:
+            parts = ({n: held[f"{s}/{name}/{n}"] for n in part} for part in (points.weights, points.buffers))
+            return Band(Points(*parts), held[f"{s}/{name}/places"])
+
+        search = _Search(band("band"))
+        search.best, search.number, search.low = band("best"), told["number"], tuple(told["low"])
+        search.heights = told["heights"]
+        search.stages = [
+            Stage(step, held[f"{s}/stage/{k}/places"], held[f"{s}/stage/{k}/losses"])
+            for k, step in enumerate(told["steps"])
+        ]
+        found.append(search)
+    return found
 
 
 def gaps_to_fill(losses: Tensor, insert: int, threshold: float, between: int) -> list[int]:
@@ -161,8 +248,3 @@ def _denser(band: Band, path: Path, insert: int, threshold: float, between: int)
     missing = gaps_to_fill(losses, insert, threshold, between)
     rows = sorted({*range(0, len(losses), every), *missing})
     return Band(combine(band.images, path.coefficients[rows]), path.places[rows])
-
-
-def _note(number: int, heights: Sequence[float]) -> str:
-    went = ", ".join(f"{h:.4g}" for h in heights)
-    return f"cycle {number} of {len(heights)}; highest loss after each: {went}"

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path as FilePath
 from typing import Any
 
-from losslab.engine import Points, Population
+from losslab.engine import Points, Population, checkpoints
 from losslab.errors import LosslabError, unknown
 from losslab.paths.auto_band import SHORT, Cycle, auto_bands
 from losslab.paths.combinations import joined
 from losslab.paths.curves import BASES, straight, train_curves, walk_curves
 from losslab.paths.landscape import Landscape
 from losslab.paths.matching import Alignment, match_weights
-from losslab.paths.path import STATIONS, Path, ends_of
+from losslab.paths.path import STATIONS, Path, ends_of, packed, unpacked
 from losslab.paths.permutations import Spec, permutation_spec
 from losslab.paths.slopes import Slopes
 from losslab.paths.strings import strings
+from losslab.paths.work import Work
 
 METHODS = ("linear", "polychain", "bezier", "autoneb", "dss")
 
@@ -34,6 +36,7 @@ def connect(
     seed: int = 0,
     weight_decay: float = 0.0,
     count: int = STATIONS,
+    out: str | FilePath | Work | None = None,
     **options: Any,
 ) -> list[Path]:
     """Paths between trained networks, all pairs trained together, measured on all data sets.
@@ -52,6 +55,7 @@ def connect(
         seed: Of the order of batches and of the draws of t.
         weight_decay: Of the points along the path, in what is minimised.
         count: Points at which a curve is measured.
+        out: A folder that keeps unfinished work and finished paths, see `Work`.
         **options: Of the method's own function: ``bends=3``, ``level=0.1``, ...
 
     Raises:
@@ -76,23 +80,46 @@ def connect(
         points = where.points
     chosen = list(combinations(range(points.members), 2)) if pairs is None else list(pairs)
     ends_of(points, chosen)
-    if method == "linear":
-        return straight(landscape, points, chosen, count)
     slopes = Slopes(landscape.task, batch_size, seed, weight_decay, landscape.train.execution)
+    if steps is not None or rule is not None:
+        options |= {n: v for n, v in (("steps", steps), ("rule", rule)) if v is not None}
+    asked = {**slopes.describe(), "method": method, "pairs": chosen, "count": count, "options": options}
+    asked |= {"batch_norm": landscape.batch_norm, "sets": list(landscape.sets)}
+    asked["points"] = checkpoints.digest(points, "")
+    work = Work.of(out)
+    with work.part(f"{method}-paths.safetensors").begin(asked) as kept:
+        if kept.meta:
+            return unpacked(kept.tensors, kept.meta["paths"], points)
+        training = work.part(f"{method}-training.safetensors")
+        found = _found(landscape, slopes, points, chosen, method, count, seed, training, options)
+        tensors, told = packed(found)
+        kept.write(tensors, paths=told)
+    if training.path is not None:
+        training.path.unlink(missing_ok=True)
+    return found
+
+
+def _found(
+    landscape: Landscape,
+    slopes: Slopes,
+    points: Points,
+    pairs: list[tuple[int, int]],
+    method: str,
+    count: int,
+    seed: int,
+    out: Work,
+    options: dict[str, Any],
+) -> list[Path]:
+    if method == "linear":
+        return straight(landscape, points, pairs, count)
     if method in BASES:
-        curves = train_curves(
-            slopes, points, chosen, kind=method, rule=rule, steps=500 if steps is None else steps,
-            seed=seed, **options,
-        )  # fmt: skip
+        curves = train_curves(slopes, points, pairs, kind=method, seed=seed, out=out, **options)
         return walk_curves(landscape, curves, count)
-    if rule is not None:
-        options["rule"] = rule
-    if method == "autoneb":
-        cycles = SHORT if steps is None else shortened(SHORT, steps)
-        return auto_bands(slopes, landscape, points, chosen, **{"cycles": cycles, **options})
-    if steps is not None:
-        options["steps"] = steps
-    return strings(slopes, landscape, points, chosen, **options)
+    if method == "dss":
+        return strings(slopes, landscape, points, pairs, out=out, **options)
+    steps = options.pop("steps", None)
+    cycles = SHORT if steps is None else shortened(SHORT, steps)
+    return auto_bands(slopes, landscape, points, pairs, out=out, **{"cycles": cycles, **options})
 
 
 def align(

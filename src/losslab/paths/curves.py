@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from losslab.engine import Points, randomness
+from losslab.engine import Points, checkpoints, randomness
 from losslab.errors import LosslabError, unknown
 from losslab.paths.combinations import combine
 from losslab.paths.landscape import Landscape
-from losslab.paths.path import STATIONS, Path, ends_of, stations, walk
-from losslab.paths.slopes import Slopes, mover
+from losslab.paths.path import STATIONS, Path, ends_of, settled, stations, walk
+from losslab.paths.slopes import Mover, Slopes
+from losslab.paths.work import Kept, Out, Work
 
 
 def hats(t: Tensor, count: int) -> Tensor:
@@ -87,6 +88,7 @@ def train_curves(
     steps: int = 500,
     samples: int = 4,
     seed: int = 0,
+    out: Out = None,
 ) -> list[Curve]:
     """Trains a curve for each pair of minima, all together as one population.
 
@@ -106,6 +108,7 @@ def train_curves(
         steps: Updates.
         samples: t drawn a step and pair.
         seed: Of the draws of t; a pair's depend on its two ends, not on the other pairs.
+        out: Where to keep unfinished work, see `Work`.
 
     Returns:
         One curve a pair. A curve that diverged has bends that are not finite.
@@ -121,24 +124,57 @@ def train_curves(
             "1 and 0"
         )
     ends = torch.stack([pair.matrix() for pair in ends_of(points, pairs)])  # [Q, 2, P]
+    asked = {
+        "curve": kind,
+        "bends": bends,
+        "samples": samples,
+        "draws": seed,
+        "rule": rule,
+        "pairs": list(pairs),
+    }
+    asked |= {**slopes.describe(), "points": checkpoints.digest(points, "")}
+    with Work.of(out).begin(asked, f"training {len(pairs)} curves", steps, len(pairs)) as kept:
+        found, told = _trained(
+            slopes, ends, _keys(seed, pairs), kept, points, kind, bends, samples, rule, steps
+        )
+    return [Curve(kind, _control(points, pair, found[q]), told[q].clone()) for q, pair in enumerate(pairs)]
+
+
+def _trained(
+    slopes: Slopes,
+    ends: Tensor,
+    keys: Tensor,
+    kept: Kept,
+    points: Points,
+    kind: str,
+    bends: int,
+    samples: int,
+    rule: Any,
+    steps: int,
+) -> tuple[Tensor, Tensor]:
+    """The bends ``[Q, bends, P]`` and the losses along the way ``[Q, steps]``."""
     share = stations(bends + 2)[1:-1].to(ends)
     inner = ((1 - share)[:, None] * ends[:, :1] + share[:, None] * ends[:, 1:]).flatten(0, 1).contiguous()
-    updating = mover(rule, len(inner))
-    weights = {"theta": inner}
-    state = updating.init(weights)
-    like, keys = points.select([0]), _keys(seed, pairs)
-    history = []
-    for step in range(steps):
+    mover, like = Mover(rule, inner), points.select([0])
+    history = torch.full((len(ends), steps), torch.nan, dtype=torch.float64)
+    begun = min(kept.meta.get("step", 0), steps)
+    if begun:
+        mover.load(kept.tensors)
+        history[:, :begun] = kept.tensors["history"][:, :begun]
+    for step in range(begun, steps):
         basis = BASES[kind](_strata(keys, step, samples), bends + 2).to(ends)  # [Q, S, K]
         bent = basis[..., 1:-1]
-        theta = basis[..., [0, -1]] @ ends + bent @ weights["theta"].unflatten(0, (len(ends), bends))
+        theta = basis[..., [0, -1]] @ ends + bent @ mover.theta.unflatten(0, (len(ends), bends))
         values, slope = slopes(like, theta.flatten(0, 1), step)
         slope = bent.transpose(1, 2) @ slope.unflatten(0, bent.shape[:2]) / samples
-        history.append(values.unflatten(0, bent.shape[:2]).mean(1))
-        weights, state = updating.apply({"theta": slope.flatten(0, 1).contiguous()}, state, weights, step)
-    found = weights["theta"].detach().unflatten(0, (len(ends), bends))
-    told = torch.stack(history, 1) if history else torch.empty(len(ends), 0)
-    return [Curve(kind, _control(points, pair, found[q]), told[q].clone()) for q, pair in enumerate(pairs)]
+        history[:, step] = values.unflatten(0, bent.shape[:2]).mean(1)
+        mover.move(slope.flatten(0, 1).contiguous(), step)
+        kept.tell(step + 1, history[:, step])
+        if kept.due():
+            kept.write({**mover.tensors(), "history": history[:, : step + 1]}, step=step + 1)
+    if steps > begun:
+        kept.write({**mover.tensors(), "history": history}, step=steps)
+    return mover.theta.detach().unflatten(0, (len(ends), bends)), history
 
 
 def straight(
@@ -163,7 +199,17 @@ def walk_curves(landscape: Landscape, curves: Sequence[Curve], count: int = STAT
     """Measures curves at ``count`` even parameters each, all in one pass over the data."""
     t = stations(count)
     told = [curve.coefficients(t) for curve in curves]
-    return walk(landscape, [c.control for c in curves], told, [t] * len(told), curves[0].kind)
+    paths = walk(landscape, [c.control for c in curves], told, [t] * len(told), curves[0].kind)
+    return [
+        replace(path, settled=settled(curve.history), note=_lost(curve))
+        for path, curve in zip(paths, curves, strict=True)
+    ]
+
+
+def _lost(curve: Curve) -> str:
+    """Where a curve diverged, if it did."""
+    bad = torch.nonzero(~torch.isfinite(curve.history)).flatten()
+    return f"diverged at step {int(bad[0])}: lower the rate" if len(bad) else ""
 
 
 def _keys(seed: int, pairs: Sequence[tuple[int, int]]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,12 +13,13 @@ from losslab.errors import LosslabError
 from losslab.paths.combinations import combine
 from losslab.paths.landscape import Landscape, Measurements, require
 from losslab.paths.slices import Slice
+from losslab.paths.work import Out, Work
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PIECE = 128
-"""Points measured between two looks at the clock and, with ``out``, two writes to disk."""
+"""Points measured between two looks at the clock."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Grid:
 
 
 def measure_slice(
-    landscape: Landscape, where: Slice, *axes: Tensor, out: str | Path | None = None, piece: int = PIECE
+    landscape: Landscape, where: Slice, *axes: Tensor, out: Out = None, piece: int = PIECE
 ) -> Grid:
     """Losses and errors on a grid of a slice.
 
@@ -70,9 +70,8 @@ def measure_slice(
         landscape: What is measured.
         where: The slice.
         *axes: The values of each coordinate; by default `Slice.axes`.
-        out: A file that keeps what has been measured. If it exists and is of the same slice, axes and
-            policy, the rest is measured; the result is that of an unbroken run.
-        piece: Points between two writes.
+        out: Where to keep what has been measured, see `Work`.
+        piece: Points measured between two looks at the clock.
 
     Raises:
         LosslabError: Another number of axes than dimensions, or a file of another grid.
@@ -91,15 +90,17 @@ def measure_slice(
             f"{len(axes)} axes were given for a slice of {where.dimensions} dimensions: pass one a direction"
         )
     coordinates = _points(axes)
-    path = None if out is None else Path(out)
     asked = {"axes": [a.tolist() for a in axes], "batch_norm": landscape.batch_norm}
-    asked |= {"sets": list(landscape.sets), "frame": _digest(where)}
-    found = _kept(path, asked)
-    for a in range(len(next(iter(found.values()), ())), len(coordinates), piece):
-        part = landscape.along(where.frame, where.coefficients(coordinates[a : a + piece]))
-        found = {n: torch.cat([found[n], v]) if n in found else v for n, v in part.items()}
-        if path is not None:
-            checkpoints.write(path, found, asked)
+    asked |= {"sets": list(landscape.sets), "frame": checkpoints.digest(where.frame, "")}
+    total = len(coordinates)
+    with Work.of(out).begin(asked, "measuring points", total) as kept:
+        found = {name: kept.tensors[name] for name in kept.meta.get("names", ())}
+        for a in range(kept.meta.get("step", 0), total, piece):
+            part = landscape.along(where.frame, where.coefficients(coordinates[a : a + piece]))
+            found = {n: torch.cat([found[n], v]) if n in found else v for n, v in part.items()}
+            kept.tell(min(a + piece, total), next(iter(part.values())))
+            if kept.due() or a + piece >= total:
+                kept.write(found, names=list(found), step=min(a + piece, total))
     shape = [len(a) for a in axes]
     values = {n: v.reshape(shape) for n, v in found.items()}
     marks = landscape(combine(where.frame, where.coefficients(where.marks)))
@@ -108,19 +109,3 @@ def measure_slice(
 
 def _points(axes: tuple[Tensor, ...]) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
-
-
-def _digest(where: Slice) -> str:
-    return checkpoints.digest(where.frame, "")
-
-
-def _kept(path: Path | None, asked: dict[str, Any]) -> Measurements:
-    if path is None or not path.exists():
-        return {}
-    found, told = checkpoints.read(path)
-    odd = [name for name in asked if told.get(name) != asked[name]]
-    if odd:
-        raise LosslabError(
-            f"{path} holds another grid (its {odd[0]} differs): use another file, or delete it"
-        )
-    return found

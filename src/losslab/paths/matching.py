@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from losslab.engine import Points, randomness
 from losslab.errors import LosslabError
 from losslab.paths.permutations import Axis, Permutations, Spec, axis_of_label, names_of_labels
-from losslab.paths.slopes import Slopes, mover
+from losslab.paths.slopes import Mover, Slopes
 from losslab.paths.tracing import traced
 from losslab.tasks.nest import map_nest
 
@@ -210,20 +210,18 @@ def match_straight_through(
         LosslabError: As in `match_weights`.
     """
     _check(first, second, 1)
-    goal, free = first.matrix(), {"theta": first.matrix().clone()}
-    updating = mover(rule, 1)
-    state = updating.init(free)
+    goal, free = first.matrix(), Mover(rule, first.matrix().clone())
     found = match_weights(spec, first, second, seed=seed)
     best, lowest, history = found, float("inf"), []
     for step in range(steps):
-        near = first.at(free["theta"])
+        near = first.at(free.theta)
         found = match_weights(spec, near, second, seed=seed + step, start=found.permutations)
         middle = 0.5 * (goal + found.points.matrix())
         values, slope = slopes(first, middle, step)
         history.append(float(values[0]))
         if history[-1] < lowest:
             best, lowest = found, history[-1]
-        free, state = updating.apply({"theta": 0.5 * slope}, state, free, step)
+        free.move(0.5 * slope, step)
     close = match_weights(spec, first, second, start=best.permutations, sweeps=0)
     return Alignment(
         close.points, close.permutations, close.similarity, close.by_group, True, steps, close.starts,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,21 @@ STATIONS = 61
 
 
 @dataclass(frozen=True)
+class Stage:
+    """How a path looked on its way to what it became.
+
+    Attributes:
+        step: Updates done.
+        places: Shares of the length, ``[T]``.
+        losses: The first loss there, ``[T]``.
+    """
+
+    step: int
+    places: Tensor
+    losses: Tensor
+
+
+@dataclass(frozen=True)
 class Path:
     """A path and the losses and errors along it; every method gives this.
 
@@ -33,8 +48,12 @@ class Path:
         t: Their parameter, from 0 to 1, ``[T]``.
         values: Name -> ``[T]``: ``train_loss``, ``train_error``, ...
         method: How it was found.
-        found: Whether the method found what it looks for; a string that did not connect says False.
+        found: Of a method that looks for something that may not be there (a string below a level): whether
+            it did; None of the others.
+        settled: Of a path that was trained, whether its loss had stopped falling, as `settled` tells; None
+            where that is not clear, or nothing was trained.
         note: What else it has to tell, a sentence, or nothing.
+        stages: How it settled, where the method tells.
     """
 
     frame: Points
@@ -42,8 +61,10 @@ class Path:
     t: Tensor
     values: Measurements
     method: str
-    found: bool = True
+    found: bool | None = None
+    settled: bool | None = None
     note: str = ""
+    stages: tuple[Stage, ...] = ()
 
     def __getitem__(self, name: str) -> Tensor:
         return require(name, self.values)
@@ -68,17 +89,19 @@ class Path:
 
     @property
     def normalised_length(self) -> float:
-        """Length as a multiple of the distance of the ends, 1 for a straight path."""
-        return self.length / float(_steps(self.frame, self.coefficients[[0, -1]]))
+        """Length as a multiple of the distance of the ends, 1 for a straight path; NaN of one place twice."""
+        apart = float(_steps(self.frame, self.coefficients[[0, -1]]))
+        return self.length / apart if apart else float("nan")
 
     def barrier(self, name: str | None = None) -> Barrier:
         """The barrier of one measurement along the path's length, by default of the first loss measured."""
         return barrier(self[name or next(iter(self.values))], self.places)
 
     @property
-    def summary(self) -> dict[str, float | str | bool]:
+    def summary(self) -> dict[str, float | str | bool | None]:
         """Method, length, and of each measurement ends, maximum and barriers, as one row of a table."""
-        told: dict[str, float | str | bool] = {"method": self.method, "found": self.found}
+        told: dict[str, float | str | bool | None] = {"method": self.method, "found": self.found}
+        told["settled"] = self.settled
         told |= {"length": self.length, "normalised_length": self.normalised_length}
         for name, values in self.values.items():
             b = barrier(values, self.places)
@@ -145,6 +168,40 @@ def _together(
     return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
 
+def settled(course: Tensor, share: float = 0.1) -> bool | None:
+    """Whether a loss has stopped falling: its last third is on average less than a tenth below the second.
+
+    Args:
+        course: The loss step by step, ``[T]``; noisy or not.
+        share: What counts as falling, as a share of the middle third's mean.
+
+    Returns:
+        None where twice the standard error of the fall leaves it open, or there are fewer than 6 numbers;
+        False where one is not finite.
+
+    Example:
+        >>> t = torch.arange(60.0)
+        >>> settled(torch.exp(-t)), settled(1 / (1 + t)), settled(torch.ones(3))
+        (False, False, None)
+        >>> settled(1 + torch.exp(-t))
+        True
+    """
+    third = len(course) // 3
+    if len(course) and not bool(torch.isfinite(course).all()):
+        return False
+    if third < 2:
+        return None
+    before, after = course[-2 * third : -third].double(), course[-third:].double()
+    fall = float(before.mean() - after.mean())
+    # What neighbours differ by is noise, whatever the trend.
+    noise = before.diff().square().mean() / 2 + after.diff().square().mean() / 2
+    error = 2 * float((noise / third).sqrt())
+    allowed = share * abs(float(before.mean()))
+    if fall + error <= allowed:
+        return True
+    return False if fall - error > allowed else None
+
+
 def ends_of(points: Points, pairs: Sequence[tuple[int, int]]) -> list[Points]:
     """The two ends of each pair, as two points.
 
@@ -162,6 +219,46 @@ def ends_of(points: Points, pairs: Sequence[tuple[int, int]]) -> list[Points]:
                 f"from 0 to {points.members - 1}"
             )
     return [points.select([a, b]) for a, b in pairs]
+
+
+def packed(paths: Sequence[Path]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Paths as tensors and JSON values, for a file."""
+    tensors: dict[str, Tensor] = {}
+    told = []
+    for i, path in enumerate(paths):
+        tensors |= {f"{i}/frame/{n}": t for n, t in path.frame.items()}
+        tensors |= {f"{i}/values/{n}": v for n, v in path.values.items()}
+        tensors |= {f"{i}/coefficients": path.coefficients, f"{i}/t": path.t}
+        for k, stage in enumerate(path.stages):
+            tensors |= {f"{i}/stage/{k}/places": stage.places, f"{i}/stage/{k}/losses": stage.losses}
+        row = {"method": path.method, "found": path.found, "settled": path.settled, "note": path.note}
+        told.append({**row, "values": list(path.values), "steps": [stage.step for stage in path.stages]})
+    return tensors, told
+
+
+def unpacked(tensors: Mapping[str, Tensor], told: Sequence[Mapping[str, Any]], like: Points) -> list[Path]:
+    """The paths that `packed` told, between points of the architecture of ``like``."""
+    paths = []
+    for i, row in enumerate(told):
+        frame = ({n: tensors[f"{i}/frame/{n}"] for n in part} for part in (like.weights, like.buffers))
+        stages = [
+            Stage(step, tensors[f"{i}/stage/{k}/places"], tensors[f"{i}/stage/{k}/losses"])
+            for k, step in enumerate(row["steps"])
+        ]
+        paths.append(
+            Path(
+                Points(*frame),
+                tensors[f"{i}/coefficients"],
+                tensors[f"{i}/t"],
+                {n: tensors[f"{i}/values/{n}"] for n in row["values"]},
+                row["method"],
+                row["found"],
+                row["settled"],
+                row["note"],
+                tuple(stages),
+            )
+        )
+    return paths
 
 
 def stations(count: int) -> Tensor:
@@ -190,4 +287,4 @@ def _steps(frame: Points, coefficients: Tensor) -> Tensor:
     return squares.clamp(min=0).sqrt()
 
 
-__all__ = ["STATIONS", "Path", "ends_of", "stations", "walk"]
+__all__ = ["STATIONS", "Path", "Stage", "ends_of", "packed", "settled", "stations", "unpacked", "walk"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,13 +137,19 @@ def along(origin: Where, directions: Tensor | Points, names: Sequence[str] = ())
     return Slice(frame, _named(names, len(ways)), torch.zeros(1, len(ways), dtype=torch.float64))
 
 
-def through(where: Where, members: Sequence[int] | None = None) -> Slice:
+def through(where: Where, members: Sequence[int] | None = None, labels: Sequence[str] = ()) -> Slice:
     """The slice through K + 1 checkpoints: two make a line, three a plane.
 
     On a line the coordinate is 0 at the first and 1 at the second. Beyond that the coordinates are lengths
     along orthonormal directions, the first from checkpoint 0 to 1, the next towards checkpoint 2 and across
     the first, and so on (Garipov et al. 2018, section 3.3); `Slice.marks` are the checkpoints' coordinates.
     Running statistics are combined like weights.
+
+    Args:
+        where: The checkpoints.
+        members: Only these, in this order; all by default.
+        labels: What the checkpoints are called; by default members of a population by their number, seed and
+            what else they differ in, other points by their number.
 
     Raises:
         LosslabError: Fewer than two checkpoints, several architectures, or checkpoints on a common line
@@ -176,8 +183,29 @@ def through(where: Where, members: Sequence[int] | None = None) -> Slice:
     origin = torch.zeros(1, points.members, dtype=torch.float64)
     origin[0, 0] = 1.0
     frame = combine(points, torch.cat([origin, edges]))
-    labels = tuple(f"checkpoint {i}" for i in (members or range(points.members)))
-    return Slice(frame, ("share of the way",) if count == 1 else _named((), count), marks, labels)
+    told = tuple(labels) or _labels(where, members or range(points.members))
+    if len(told) != points.members:
+        raise LosslabError(f"{len(told)} labels were given for {points.members} checkpoints: pass one each")
+    return Slice(frame, ("share of the way",) if count == 1 else _named((), count), marks, told)
+
+
+def _labels(where: Where, members: Sequence[int]) -> tuple[str, ...]:
+    if not isinstance(where, Population):
+        return tuple(f"network {i}" for i in members)
+    return tuple(member_label(i, where.seeds, where.hyperparameters) for i in members)
+
+
+def member_label(member: int, seeds: Sequence[int], hyper: Mapping[str, Sequence[Any]]) -> str:
+    """What a member of a population is called: its number, seed and what else it differs in.
+
+    Example:
+        >>> member_label(1, [0, 0], {"lr": [0.1, 0.3]})
+        'member 1, seed 0, lr 0.3'
+    """
+    told = [f"member {member}", f"seed {seeds[member]}"]
+    values = {name: each[member] for name, each in hyper.items()}
+    told += [f"{n} {v:g}" if isinstance(v, float) else f"{n} {v}" for n, v in values.items()]
+    return ", ".join(told)
 
 
 def random_slice(

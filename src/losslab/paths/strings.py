@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losslab.engine import Points
+from losslab.engine import Points, checkpoints
 from losslab.errors import LosslabError, unknown
 from losslab.paths.combinations import combine, joined
 from losslab.paths.curves import hats
 from losslab.paths.landscape import Landscape
 from losslab.paths.path import Path, ends_of, stations, walk
-from losslab.paths.slopes import Slopes, mover
+from losslab.paths.slopes import Mover, Slopes
+from losslab.paths.work import Kept, Out, Work
 from losslab.rules import make
 
 SPLITS = ("top", "middle")
@@ -51,6 +52,7 @@ def strings(
     steps: int = 500,
     samples: int = 15,
     split: str = "top",
+    out: Out = None,
 ) -> list[Path]:
     """Dynamic String Sampling (Freeman and Bruna 2017, Algorithm 1) for many pairs together.
 
@@ -73,13 +75,16 @@ def strings(
         steps: The most updates of a bead.
         samples: Even points inside of each segment at which the loss is looked at.
         split: ``"top"`` or ``"middle"``.
+        out: Where to keep unfinished work, see `Work`.
 
     Returns:
         One path a pair, through its beads, measured at the ends and the samples of all segments. ``found``
-        tells whether all lie at or below the level; if not, the note says what went wrong.
+        tells whether all lie at or below the level; if not, the note says what went wrong. A pair with an end
+        above its level is not searched for, and says so.
 
     Raises:
-        LosslabError: A level below the loss of an end, alpha outside of (0, 1), a pair that does not exist.
+        LosslabError: Every pair has an end above its level, alpha outside of (0, 1), a pair that does not
+            exist.
     """
     if split not in SPLITS:
         raise unknown("way to split", split, SPLITS)
@@ -88,12 +93,20 @@ def strings(
             f"alpha={alpha}, depth={depth}, samples={samples}, steps={steps}: pass alpha in (0, 1), depth 0 "
             "or more, samples and steps 1 or more"
         )
-    searches = _begun(landscape, ends_of(points, pairs), level)
-    while any(search.todo() for search in searches):
-        starts = _look(landscape, searches, depth, samples, split)
-        if starts:
-            beads = _descend(slopes, landscape, searches, starts, alpha, rule, steps)
-            _insert(searches, starts, beads)
+    ends = ends_of(points, pairs)
+    asked = {"level": level, "alpha": alpha, "depth": depth, "samples": samples, "split": split, "rule": rule}
+    asked |= {**slopes.describe(), "pairs": list(pairs), "points": checkpoints.digest(points, "")}
+    with Work.of(out).begin(
+        {**asked, "steps": steps}, f"training beads of {len(pairs)} strings", steps
+    ) as kept:
+        searches = _restored(kept, points) or _begun(landscape, ends, level)
+        while any(search.todo() for search in searches):
+            kept.hold(*_told(searches))
+            starts = _look(landscape, searches, depth, samples, split)
+            if starts:
+                beads = _descend(slopes, landscape, searches, starts, alpha, rule, steps, kept)
+                kept.forget()
+                _insert(searches, starts, beads)
     inside = samples + 1
     ts = [stations((len(s.beads) - 1) * inside + 1) for s in searches]
     told = [hats(t, len(s.beads)) for t, s in zip(ts, searches, strict=True)]
@@ -111,20 +124,39 @@ def _begun(
         raise LosslabError(
             f"{len(levels)} levels were given for {len(ends)} pairs: pass one number, or one each"
         )
-    for height, wanted in zip(heights, levels, strict=True):
-        if height > wanted:
-            raise LosslabError(
-                f"an end has loss {height:.4g}, above the level {wanted:.4g}: pass a level that both "
-                "ends are below"
-            )
-    return [
-        _String([both.select([0]), both.select([1])], wanted, [0], [True], _lost(height))
+    searches = [
+        _String([both.select([0]), both.select([1])], wanted, [0], [True], _hopeless(height, wanted))
         for both, wanted, height in zip(ends, levels, heights, strict=True)
     ]
+    if all(height > wanted for height, wanted in zip(heights, levels, strict=True)):
+        raise LosslabError(f"{searches[0].failed}: pass a level that both ends are below")
+    return searches
 
 
-def _lost(height: float) -> str:
-    return "an end is not finite" if height != height else ""
+def _hopeless(height: float, level: float) -> str:
+    """Why a string cannot be found, if so."""
+    if height != height:
+        return "an end is not finite"
+    return f"an end has loss {height:.4g}, above the level {level:.4g}" if height > level else ""
+
+
+def _told(searches: Sequence[_String]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The searches as what a file holds."""
+    tensors = {f"{s}/{n}": t for s, each in enumerate(searches) for n, t in joined(*each.beads).items()}
+    told = [{"level": s.level, "depth": [*s.depth], "open": [*s.open], "failed": s.failed} for s in searches]
+    return tensors, {"strings": told}
+
+
+def _restored(kept: Kept, points: Points) -> list[_String]:
+    """The searches that `_told` told; none if nothing is kept."""
+    found = []
+    for s, told in enumerate(kept.meta.get("strings", [])):
+        weights, buffers = (
+            {n: kept.tensors[f"{s}/{n}"] for n in part} for part in (points.weights, points.buffers)
+        )
+        beads = Points(weights, buffers)
+        found.append(_String([beads.select([i]) for i in range(beads.members)], **told))
+    return found
 
 
 def _look(
@@ -161,28 +193,34 @@ def _descend(
     alpha: float,
     rule: Any,
     steps: int,
+    kept: Kept,
 ) -> list[Points]:
     """Trains all beads together, each to its own level; one that does not get there fails its string."""
     stack = joined(*starts.values())
     goals = torch.tensor([alpha * searches[s].level for s, _ in starts], dtype=torch.float64)
-    like, weights = stack.select([0]), {"theta": stack.matrix().clone()}
-    updating = mover(make("sgd", lr=0.1) if rule is None else rule, len(goals))
-    state = updating.init(weights)
-    reached = torch.zeros(len(goals), dtype=torch.bool)
-    kept = weights["theta"].clone()
-    for step in range(steps + 1):
+    like = stack.select([0])
+    mover = Mover(make("sgd", lr=0.1) if rule is None else rule, stack.matrix().clone())
+    reached, down = torch.zeros(len(goals), dtype=torch.bool), mover.theta.clone()
+    if "theta" in kept.tensors:
+        mover.load(kept.tensors)
+        reached, down = kept.tensors["reached"], kept.tensors["down"].to(down)
+    for step in range(kept.meta.get("step", 0), steps + 1):
         if step % CHECKED == 0 or step == steps:
-            fresh = (landscape.loss(like.at(weights["theta"])) <= goals) & ~reached
-            kept[fresh] = weights["theta"][fresh]
+            losses = landscape.loss(like.at(mover.theta))
+            fresh = (losses <= goals) & ~reached
+            down[fresh] = mover.theta[fresh]
             reached |= fresh
+            kept.tell(step, losses)
             if reached.all():
                 break
-        _, slope = slopes(like, weights["theta"], step)
-        weights, state = updating.apply({"theta": slope.contiguous()}, state, weights, step)
+        _, slope = slopes(like, mover.theta, step)
+        mover.move(slope.contiguous(), step)
+        if kept.due():
+            kept.write({**mover.tensors(), "reached": reached, "down": down}, step=step + 1)
     for (s, _), there, goal in zip(starts, reached.tolist(), goals.tolist(), strict=True):
         if not there:
             searches[s].failed = f"a bead did not get down to {goal:.4g} in {steps} steps: allow more"
-    moved = like.at(kept).weights
+    moved = like.at(down).weights
     return [Points({n: w[[b]] for n, w in moved.items()}, _row(stack, b)) for b in range(len(goals))]
 
 
@@ -214,6 +252,7 @@ def _certified(path: Path, search: _String) -> Path:
     widest = float(path.places.diff().max()) * path.length
     return replace(
         path,
+        found=True,
         note=f"{beads}; at {len(losses)} points, {widest:.3g} or less apart, the loss is at most "
         f"{highest:.4g}, and the level {search.level:.4g}",
     )

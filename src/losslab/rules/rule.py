@@ -281,7 +281,7 @@ class Rule:
         return new_weights, new_state
 
     def _check_size(self, weights: Weights) -> None:
-        size = sum(x[0].numel() for x in weights.values())
+        size = sum(x.shape[1:].numel() for x in weights.values())  # there may be no member left
         if size > self.largest:
             raise LosslabError(
                 f"{self.name} got {size} weights, whose matrix takes {size * size * 8:,} bytes a member, "
@@ -339,7 +339,7 @@ def _matrix(weights: Weights) -> Tensor:
 
 
 def _unmatrix(matrix: Tensor, like: Weights) -> dict[str, Tensor]:
-    sizes = [x[0].numel() for x in like.values()]
+    sizes = [x.shape[1:].numel() for x in like.values()]
     parts = matrix.split(sizes, dim=1)
     return {n: p.reshape(x.shape).to(x.dtype) for p, (n, x) in zip(parts, like.items(), strict=True)}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from losslab.signals import mean_field
 from losslab.signals.along_gradient import Smoothness, SmoothnessRecorder, smoothness
+from losslab.signals.describing import describe
 from losslab.signals.diagnosis import Note, drifted, notes
 from losslab.signals.distances import drift, histogram_distance, shift_in_distribution, wasserstein
 from losslab.signals.flows import Flow, Instrument, flow
@@ -17,7 +18,6 @@ from losslab.signals.shift import GradientShift, gradient_shift
 from losslab.signals.statistics import (
     Histogram,
     dead,
-    describe,
     histogram,
     moments,
     percentiles,

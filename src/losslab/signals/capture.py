@@ -21,6 +21,9 @@ from losslab.tasks.nest import map_leaves
 SHAPING = (nn.Identity, nn.Flatten, nn.Unflatten)
 """Modules that pass their input on: not reported unless they are asked for."""
 
+WHOLE = (nn.MultiheadAttention,)
+"""Modules with children that they do not call."""
+
 CHANNELS = (
     nn.modules.conv._ConvNd,
     nn.modules.batchnorm._NormBase,
@@ -42,7 +45,7 @@ class Layer:
             same forward pass is ``name#2``.
         kind: The class of the module, or the name of the function.
         activation: The elementwise function, if it is one that is known.
-        weights: Names of the module's own weights, in order.
+        weights: Names of the module's own weights, in order; a tied one by its first name in the network.
         unit_axis: Which axis of ``[N, B, ...]`` counts the units: 2 after convolutions, else the last (-1).
     """
 
@@ -96,6 +99,10 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.names = {m: n for n, m in module.named_modules()}
         self.root = module
+        named = {id(p): n for n, p in module.named_parameters()}  # a tied weight goes by its first name
+        self.own = {
+            m: tuple(named[id(p)] for p in m._parameters.values() if p is not None) for m in self.names
+        }
         self.wanted = (
             None if layers is None else self._checked([layers] if isinstance(layers, str) else layers)
         )
@@ -103,6 +110,7 @@ class Watch(TorchFunctionMode):
         self.members: int | None = None
         self.captures: list[Capture] = []
         self.inside: list[nn.Module] = []
+        self.known: dict[tuple[nn.Module, int], Layer | None] = {}
         self.axis: int = -1
         for part, name in self.names.items():
             if "parametrizations" in name.split("."):
@@ -144,6 +152,12 @@ class Watch(TorchFunctionMode):
                     "floating tensor: leave it out of layers"
                 )
 
+    def blame(self, error: Exception) -> str:
+        """What to say of an error that the network's code, or the loss, has raised."""
+        who = f"layer {self._name(self.inside[-1])!r}" if self.inside else "the loss"
+        told = next(iter(str(error).splitlines()), "")
+        return f"{who} raised {type(error).__name__}: {told}: mend the network, the loss or the batch"
+
     # -- what the hooks do -----------------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -153,21 +167,28 @@ class Watch(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if not self.captures:
             return None
+        with torch._C.DisableTorchFunction():  # else the mode is asked at every look at a tensor's dtype
+            return self._left(module, args, kwargs, output)
+
+    def _left(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         while self.inside and self.inside.pop() is not module:  # a module that raised and was caught
             pass
-        name = self._name(module)
-        if not self._reports(module, name):
-            return None
-        own = tuple(p for p, t in module._parameters.items() if t is not None)
+        key = (module, self.axis)
+        if key not in self.known:
+            name = self._name(module)
+            self.known[key] = self._layer(module, name) if self._reports(module, name) else None
+        layer = self.known[key]
+        return None if layer is None else self._keep(layer, _first((args, kwargs)), output)
+
+    def _layer(self, module: nn.Module, name: str) -> Layer:
         prefix = f"{self.names[module]}." if self.names[module] else ""
-        layer = Layer(
+        return Layer(
             name,
             type(module).__name__,
             activations.of_module(module),
-            (*(prefix + p for p in own), *_parametrised(module, prefix)),
+            (*self.own[module], *_parametrised(module, prefix)),
             self._units(module),
         )
-        return self._keep(layer, _first((args, kwargs)), output)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -211,7 +232,7 @@ class Watch(TorchFunctionMode):
             goes_on = _like(found, raw(found).clone())
         elif self.cloning:
             goes_on = _like(found, raw(found).clone())
-        capture.layers[name] = dataclasses.replace(layer, name=name)
+        capture.layers[name] = layer if calls == 1 else dataclasses.replace(layer, name=name)
         capture.outputs[name] = found
         capture.versions.append((raw(found), raw(found)._version))
         if entered is not None and (layer.weights or layer.activation is not None):
@@ -228,7 +249,7 @@ class Watch(TorchFunctionMode):
         if self.wanted is not None:
             return self._asked(name)
         inner = [n for n, _ in module.named_children() if n != "parametrizations"]
-        return not inner and not isinstance(module, SHAPING)
+        return (not inner or isinstance(module, WHOLE)) and not isinstance(module, SHAPING)
 
     def _asked(self, name: str) -> bool:
         return self.wanted is None or any(w.partition("#")[0] == name for w in self.wanted)

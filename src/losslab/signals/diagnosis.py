@@ -37,7 +37,7 @@ class Note:
     Attributes:
         layer: Where; empty for the network as a whole.
         kind: ``"saturated"``, ``"dead"``, ``"constant"``, ``"vanishing"``, ``"exploding"``, ``"update"``,
-            ``"inputs"``, ``"drift"`` or ``"diverged"``.
+            ``"inputs"``, ``"drift"``, ``"diverged"`` or ``"examples"``.
         text: What is seen, what it does, what to try.
     """
 
@@ -49,18 +49,30 @@ class Note:
         return self.text
 
 
-def notes(rows: Rows, layers: dict[str, Layer], inputs: Statistics | None = None) -> tuple[Note, ...]:
+def notes(
+    rows: Rows, layers: dict[str, Layer], inputs: Statistics | None = None, examples: int | None = None
+) -> tuple[Note, ...]:
     """Goes through the statistics of a network, from its input to its output.
 
     Args:
         rows: As `losslab.signals.describe` gives them, ``update_ratio`` added where it is known.
         layers: What the layers are.
         inputs: `losslab.signals.moments` of the network's input, if it has a floating one.
+        examples: How many were looked at, where it is known; one tells nothing of dead and constant units.
 
     Returns:
         The notes. A problem that only some members have is told with their number.
     """
     found: list[Note] = [*_diverged(rows)]
+    if examples == 1:
+        found.append(Note("", "examples", _ONE_EXAMPLE))
+        rows = {
+            place: {
+                n: torch.full_like(v, torch.nan) if n in ("dead", "constant") else v for n, v in told.items()
+            }
+            for place, told in rows.items()
+        }
+        inputs = None
     if inputs is not None:
         found += _of_inputs(inputs)
     for (name, direction), told in rows.items():
@@ -153,6 +165,10 @@ def _of_outputs(layer: Layer, told: Statistics) -> Iterator[Note]:
         )
 
 
+_ONE_EXAMPLE = (
+    "One example was looked at, so nothing varies over examples: which units are dead or constant, and "
+    "whether the inputs are scaled well, cannot be told. Look at more of them (--examples, a larger batch)."
+)
 _DEAD_UNITS = (
     "of its units are at zero for every example{who}, so they pass no gradient and cannot recover: lower the "
     "learning rate, start from He's weights and zero biases, or use a leaky ReLU or batch norm."

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from losslab.engine import Points, Population
-from losslab.engine.backends import LoopBackend, Stand, TableBackend
+from losslab.engine import Points, Population, tape
+from losslab.engine.backends import LoopBackend, Stand, TableBackend, TapeBackend, played
 from losslab.engine.points import Stack
 from losslab.engine.population import NEVER
 from losslab.engine.randomness import fold, generator, member_keys, spared
-from losslab.engine.stacked import Stacked
+from losslab.engine.stacked import NotInTable, Stacked
 from losslab.engine.template import Template
 from losslab.errors import LosslabError
 from losslab.signals.capture import Capture, Layer, Value, Watch, raw
+from losslab.signals.finite import check_finite
 from losslab.tasks import Data, Task
 from losslab.tasks.nest import leaves, map_nest
 from losslab.tasks.task import Batch, Loss
@@ -98,9 +99,11 @@ def flow(
         (['0', '1', '2'], torch.Size([1, 5, 4]))
     """
     instrument, at = aimed(network, loss, batch, layers, private)
+    if at.examples == 0:
+        raise LosslabError("the batch is empty: pass at least one example")
     seen = instrument(Points(at.weights, at.buffers), at.batch, at.keys, private, training, gradients)
     diverged = network.diverged != NEVER if isinstance(network, Population) else torch.zeros(1).bool()
-    _check_finite(seen, at.batch, diverged.to(at.keys.device))
+    check_finite(seen, at.batch, diverged.to(at.keys.device))
     return seen
 
 
@@ -118,6 +121,8 @@ def aimed(
         at = Stand(points.weights, points.buffers, placed(given, network), private, keys_of(network))
         return Instrument.of(network, layers, function), at
     points = Points.from_modules([network])
+    if not len(points):
+        raise LosslabError("the network has neither weights nor buffers to look at: pass one that has some")
     keys = member_keys([0], "forward", next(iter(points.values())).device)
     return Instrument(network, function, layers), Stand(points.weights, points.buffers, given, private, keys)
 
@@ -148,6 +153,8 @@ def examples_of(task: Task, count: int = EXAMPLES) -> Batch:
     """Some training examples of a task, the same at every call; None where the task has no data."""
     if task.train is None:
         return None
+    if count < 1:
+        raise LosslabError(f"{count} examples to look at: pass at least 1")
     order = torch.randperm(len(task.train), generator=generator(0, "signals"))[:count]
     return task.train.take(order.to(leaves(task.train.all())[0].device))
 
@@ -179,16 +186,20 @@ class Instrument:
         self.template = Template(module)
         self.watch = Watch(self.template.module, layers)
         self.loss, self.alone, self.trusted, self.cloning = loss, alone, False, False
+        self.taping, self.drawing = False, True
 
     @classmethod
     def of(
         cls, population: Population, layers: Sequence[str] | None = None, loss: Loss | None = None
     ) -> Instrument:
         """The instrument for a population's networks, run as its training was."""
-        how = "" if population.execution is None else population.execution.backend.name
+        backend = None if population.execution is None else population.execution.backend
+        how = "" if backend is None else backend.name
         # Where training took vmap, the hand-batched operations were tried and did not do.
         made = cls(population.template, loss or population.task.loss, layers, alone=how == "vmap")
-        made.trusted = how in ("tape", "table") and loss in (None, population.task.loss)
+        if backend is not None and loss in (None, population.task.loss):
+            made.trusted, made.taping = how in ("tape", "table"), how == "tape"
+            made.drawing = backend.draws or backend.global_draws
         return made
 
     def __call__(
@@ -211,6 +222,13 @@ class Instrument:
             gradients: As in `flow`.
         """
         at = Stand(points.weights, points.buffers, batch, private, keys)
+        if gradients and self.taping and at.members > 1:
+            try:
+                return self._taped(at, training)
+            except LosslabError:
+                raise
+            except Exception:  # a layer before all weights, say, whose gradient the tape does not hold
+                self.taping = False
         return _flow(self.look(at, training, gradients), at)
 
     def look(self, at: Stand, training: bool, gradients: bool) -> Look:
@@ -231,19 +249,50 @@ class Instrument:
         return self._run(at, training, gradients, together=False)
 
     def _run(self, at: Stand, training: bool, gradients: bool, together: bool) -> Look:
-        backend = TableBackend(self.template) if together else LoopBackend(self.template, True, True)
+        table = TableBackend(self.template, self.drawing)
+        backend = table if together else LoopBackend(self.template, True, True)
         leaf = {n: w.detach().requires_grad_(gradients) for n, w in at.weights.items()}
         for cloning in (True,) if self.cloning else (False, True):
             stand = dataclasses.replace(at, weights=leaf).sheltered()
             members = at.members if together else None
             with self.watch.watching(members, cloning) as captures, torch.set_grad_enabled(gradients):
-                losses = backend.run(self._watched, stand, training)
+                try:
+                    losses = backend.run(self._watched, stand, training)
+                except LosslabError:
+                    raise
+                except Exception as error:
+                    if together:
+                        raise
+                    raise LosslabError(self.watch.blame(error)) from error
             if not any(capture.changed() for capture in captures):
                 self.watch.check_called(captures)
                 return Look(captures, losses, leaf, together)
             self.cloning = True
         raise LosslabError(
             "a layer's output is changed in place where it cannot be copied: return a new tensor instead"
+        )
+
+    def _taped(self, at: Stand, training: bool) -> Flow:
+        """A look by the way that training takes, which is the fastest for small layers."""
+        backend = TapeBackend(self.template, self.drawing)
+        with self.watch.watching(at.members, False) as captures:
+            loss, leaf = backend.taped(self._watched, at.sheltered(), training)
+        (capture,) = captures
+        nodes = capture.outputs
+        if capture.changed() or not all(isinstance(node, tape.Node) for node in nodes.values()):
+            raise NotInTable("a layer that is off the tape")
+        self.watch.check_called(captures)
+        with torch.no_grad():
+            sent = tape.backward(loss, [*nodes.values()])
+        silent = {name: node.data for name, node in nodes.items() if id(node) not in sent}
+        return Flow(
+            {name: node.data for name, node in nodes.items()},
+            {name: _of_all(value, at.members) for name, value in capture.inputs.items()},
+            {n: torch.zeros_like(silent[n]) if n in silent else sent[id(node)] for n, node in nodes.items()},
+            dict(played(leaf)),
+            loss.data,
+            capture.layers,
+            Points(at.weights, at.buffers),
         )
 
     def _agrees(self, seen: Look, at: Stand, training: bool) -> bool:
@@ -302,9 +351,9 @@ def _flow(seen: Look, at: Stand) -> Flow:
         del layers[name]  # a boolean mask: the members' values cannot be held together
 
     def values(which: Sequence[Value]) -> Tensor:
-        shared = seen.together and not isinstance(which[0], Stacked)
-        data = seen.gathered([raw(v).detach() for v in which])
-        return data.expand(at.members, *data.shape) if shared else data
+        if seen.together:
+            return _of_all(which[0], at.members)
+        return torch.stack([raw(v).detach() for v in which])
 
     leaf = seen.weights
     sources = [*leaf.values(), *(t for name in layers for t in seen.outputs(name))]
@@ -326,19 +375,7 @@ def _flow(seen: Look, at: Stand) -> Flow:
     )
 
 
-def _check_finite(seen: Flow, batch: Batch, diverged: Tensor) -> None:
-    for t in leaves(batch):
-        if t.is_floating_point() and not bool(torch.isfinite(t).all()):
-            raise LosslabError(
-                f"the batch holds {int((~torch.isfinite(t)).sum())} values that are not finite: mend the data"
-            )
-    for name, output in seen.outputs.items():
-        finite = torch.isfinite(output).flatten(1)
-        bad = ~finite.all(1) & ~diverged
-        if bool(bad.any()):
-            member = int(bad.nonzero()[0])
-            raise LosslabError(
-                f"layer {name!r} gives {int((~finite[member]).sum())} of {finite.shape[1]} values that are "
-                f"not finite for member {member} (so do {int(bad.sum())} of {len(bad)} members): start from "
-                "smaller weights, take a smaller learning rate, or look at an earlier step"
-            )
+def _of_all(value: Value, members: int) -> Tensor:
+    """``[N, B, ...]`` of a value of members that run together; what all share is expanded."""
+    data = raw(value).detach()
+    return data if isinstance(value, Stacked) else data.expand(members, *data.shape)

@@ -115,5 +115,6 @@ def _total(values: Sequence[Tensor]) -> Tensor:
 
 def _svdvals(jacobian: Tensor) -> Tensor:
     finite = jacobian.isfinite().all(-1).all(-1, keepdim=True)
-    found = torch.linalg.svdvals(torch.where(finite[..., None], jacobian, torch.zeros_like(jacobian)))
+    sound = torch.where(finite[..., None], jacobian, torch.zeros_like(jacobian))
+    found = torch.linalg.svdvals(sound.to(torch.promote_types(sound.dtype, torch.float32)))
     return torch.where(finite, found, torch.full_like(found, torch.nan))

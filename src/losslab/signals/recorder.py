@@ -11,12 +11,19 @@ from torch import Tensor
 from losslab.engine import Population
 from losslab.engine.points import Stack
 from losslab.errors import LosslabError
+from losslab.signals.describing import Part, Place, finished, main_weights, measured, update_parts
 from losslab.signals.flows import Flow, Instrument, examples_of, keys_of, placed
-from losslab.signals.statistics import PERCENTILES, Statistics, add_updates, describe, update_ratio
+from losslab.signals.statistics import PERCENTILES, Statistics, as_percentiles, update_ratio
 from losslab.tasks import Batch, Data
 
 if TYPE_CHECKING:
     import pandas as pd
+
+WAITING = 16
+"""Looks whose statistics are finished together."""
+
+HELD = 2**25
+"""Bytes that looks may hold until they are."""
 
 PROBE = 32
 """Examples looked at by default: enough for moments over all units, and cheap."""
@@ -66,14 +73,16 @@ class Recorder:
             raise LosslabError(f"every is {every}: pass at least 1 step")
         self.probe, self.every, self.layers = probe, every, layers
         self.training, self.gradients = training, gradients
-        self.percentiles, self.sample = tuple(percentiles), sample
+        self.percentiles, self.sample = as_percentiles(percentiles), sample
         self.steps: list[int] = []
-        self.rows: list[dict[tuple[str, str], Statistics]] = []
+        self.done: list[dict[Place, Statistics]] = []
+        self.waiting: list[list[Part]] = []
         self.losses: list[Tensor] = []
         self.latest: Flow | None = None
         self.instrument: Instrument | None = None
         self.batch: Batch = None
         self.updates: Stack = {}
+        self.main: list[str] = []
         self.before: tuple[int, Stack] | None = None
 
     def when(self, step: int) -> bool:
@@ -87,7 +96,7 @@ class Recorder:
         if waited >= self.every:
             self._look(population)
         if waited >= self.every - 1 or self.every == 1:
-            self.before = step, {n: w.clone() for n, w in population.points.weights.items()}
+            self.before = step, {n: population.points.weights[n].clone() for n in self.main}
 
     def _look(self, population: Population) -> None:
         if self.instrument is None:
@@ -95,18 +104,33 @@ class Recorder:
             probe = self.probe
             given = examples_of(population.task, probe) if isinstance(probe, int) else probe
             self.batch = placed(given.all() if isinstance(given, Data) else given, population)
+        self.latest = None  # so that its memory is taken again
         seen = self.instrument(
             population.points, self.batch, keys_of(population), False, self.training, self.gradients
         )
-        found = describe(seen, self.percentiles, self.sample, backward_percentiles=False)
+        parts = measured(seen, self.percentiles, self.sample, backward_percentiles=False)
+        self.main = list(dict.fromkeys(w for _, w in main_weights(seen.layers, seen.points.weights)))
         if self.before is not None:
             step, weights = self.before
             self.updates = update_ratio(weights, population.points.weights, population.step - step)
-            add_updates(found, seen, self.updates)
+            parts += update_parts(seen.layers, self.updates)
         self.steps.append(population.step)
-        self.rows.append({k: {n: v.detach() for n, v in told.items()} for k, told in found.items()})
-        self.losses.append(seen.losses.detach())
+        self.waiting.append(parts)
+        held = sum(t.untyped_storage().nbytes() for part in parts for t in part.columns)
+        if len(self.waiting) >= WAITING or held * len(self.waiting) > HELD:
+            self._finish()
+        self.losses.append(seen.losses)
         self.latest = seen
+
+    def _finish(self) -> None:
+        self.done += finished(self.waiting)
+        self.waiting.clear()
+
+    @property
+    def rows(self) -> list[dict[Place, Statistics]]:
+        """Each look's statistics, as `losslab.signals.describe` gives them, and ``update_ratio``."""
+        self._finish()
+        return self.done
 
     def statistic(self, layer: str, name: str, direction: str = "forward") -> Tensor:
         """One statistic through training, ``[looks, N]``; NaN at looks that did not measure it.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from torch import Tensor
 from losslab.engine.points import Stack
 from losslab.engine.randomness import generator
 from losslab.errors import LosslabError
-from losslab.signals.capture import Layer
 from losslab.signals.flows import Flow
 
 PERCENTILES = (2, 15, 50, 85, 98)
@@ -28,6 +28,9 @@ SAMPLE = 4096
 
 CONSTANT = 1e-5
 """Share of a layer's root mean square below which a unit's standard deviation counts as rounding."""
+
+CACHED = 2**17
+"""Values that are passed over at a time, so that the second pass finds them in a core's cache."""
 
 Statistics = dict[str, Tensor]
 """Statistic -> ``[N]``."""
@@ -50,11 +53,20 @@ def unit_moments(values: Tensor, unit_axis: int = -1) -> tuple[Tensor, Tensor]:
     if values.dim() < 3:
         values = values.unsqueeze(-1)
     axes = [a for a in range(1, values.dim()) if a != unit_axis % values.dim()]
-    return _mean_and_variance(values, axes)
+    return mean_and_variance(values, axes)
 
 
-def _mean_and_variance(values: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
-    """In two passes, which is as exact as torch.var_mean and on a CPU several times faster."""
+def mean_and_variance(values: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
+    """Over some axes, ``[N, ...]``; as exact as torch.var_mean and on a CPU several times faster."""
+    if values.is_cpu and values.numel() > CACHED:
+        members = max(1, CACHED * len(values) // values.numel())
+        parts = [_two_passes(part, axes) for part in values.split(members)]
+        mean, variance = (torch.cat(column) for column in zip(*parts, strict=True))
+        return mean, variance
+    return _two_passes(values, axes)
+
+
+def _two_passes(values: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
     mean = values.mean(axes, keepdim=True)
     return mean.squeeze(axes), (values - mean).square_().mean(axes)
 
@@ -65,21 +77,25 @@ def moments(values: Tensor, unit_axis: int = -1) -> Statistics:
     ``unit_std`` is the root mean square over units of the standard deviation that a unit has over examples,
     ``constant`` the share of units that have none; NaN where each unit has a single value.
     """
-    mean, variance = unit_moments(values, unit_axis)
-    within, middle = variance.mean(1), mean.mean(1)
-    total = within + (mean - middle[:, None]).square_().mean(1)
+    told = of_units(*(t[None] for t in unit_moments(values, unit_axis)), single_valued(values, unit_axis))
+    return {name: column[0] for name, column in told.items()}
+
+
+def single_valued(values: Tensor, unit_axis: int) -> bool:
+    """Whether each unit has a single value."""
+    return values[0].numel() == (values.shape[unit_axis] if values.dim() > 2 else 1)
+
+
+def of_units(mean: Tensor, variance: Tensor, single: bool) -> Statistics:
+    """`moments` of K layers from those of their units ``[K, N, U]``: statistic -> ``[K, N]``."""
+    within, middle = variance.mean(2), mean.mean(2)
+    total = within + (mean - middle[..., None]).square_().mean(2)
     square = total + middle.square()
-    if values[0].numel() == mean.shape[1]:
+    if single:
         within = flat = torch.full_like(within, torch.nan)
     else:
-        flat = (variance <= CONSTANT**2 * square[:, None]).to(values.dtype).mean(1) + 0 * square
+        flat = (variance <= CONSTANT**2 * square[..., None]).to(mean.dtype).mean(2) + 0 * square
     return {"mean": middle, "std": total.sqrt(), "unit_std": within.sqrt(), "constant": flat}
-
-
-def pooled_moments(values: Tensor) -> Statistics:
-    """``mean`` and ``std`` of all values."""
-    mean, variance = _mean_and_variance(values, list(range(1, values.dim())))
-    return {"mean": mean, "std": variance.sqrt()}
 
 
 def percentiles(
@@ -101,15 +117,31 @@ def percentiles(
         >>> percentiles(torch.arange(101.0)[None], (15, 50)).tolist()
         [[15.0, 50.0]]
     """
+    return ranked(drawn(values, sample, seed), as_percentiles(which))
+
+
+def as_percentiles(which: Sequence[float]) -> tuple[float, ...]:
+    """Checked: between 0 and 100."""
     if not all(0 <= p <= 100 for p in which):
         raise LosslabError(f"percentiles {tuple(which)}: pass numbers from 0 to 100")
-    if sample is not None and values[0].numel() > sample:
-        values = _sampled(values, sample, seed)
-    ordered = sort_rows(values.reshape(len(values), -1))
-    low, high, share = (t.to(values.device) for t in _ranks(ordered.shape[1], tuple(which)))
-    below = ordered[:, low]
-    found = below + share.to(values.dtype) * (ordered[:, high] - below)
-    return torch.where(ordered[:, -1:].isnan(), ordered[:, -1:], found)
+    return tuple(which)
+
+
+def drawn(values: Tensor, sample: int | None, seed: int) -> Tensor:
+    """At most ``sample`` values a member, at the same places of each, ``[N, S]``."""
+    if sample is None or values[0].numel() <= sample:
+        return values.reshape(len(values), -1)
+    return _sampled(values, sample, seed)
+
+
+def ranked(values: Tensor, which: tuple[float, ...]) -> Tensor:
+    """Percentiles of the last axis: ``[..., S]`` -> ``[..., len(which)]``."""
+    ordered = sort_rows(values.reshape(-1, values.shape[-1])).view(values.shape)
+    low, high, share = (t.to(values.device) for t in _ranks(values.shape[-1], which))
+    below = ordered[..., low]
+    found = below + share.to(values.dtype) * (ordered[..., high] - below)
+    last = ordered[..., -1:]
+    return torch.where(last.isnan(), last, found)
 
 
 @lru_cache(maxsize=64)
@@ -122,14 +154,21 @@ def _ranks(count: int, which: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor
 
 def sort_rows(values: Tensor) -> Tensor:
     """Each row in ascending order, NaN last, ``[N, S]``; on a CPU by numpy, whose sort is 30 times faster."""
-    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+    if not _in_numpy(values):
         return values.sort(1).values
     return torch.from_numpy(np.sort(values.detach().numpy(), axis=1))
+
+
+def _in_numpy(values: Tensor) -> bool:
+    return values.is_cpu and values.dtype in (torch.float32, torch.float64)
 
 
 def _sampled(values: Tensor, sample: int, seed: int) -> Tensor:
     """The same places of every member's values."""
     places = _places(values.shape[1:], sample, seed)
+    if _in_numpy(values):  # two times faster
+        here: Any = (slice(None), *(p.numpy() for p in places))
+        return torch.from_numpy(values.detach().numpy()[here])
     index: tuple[slice | Tensor, ...] = (slice(None), *(p.to(values.device) for p in places))
     return values[index]
 
@@ -137,6 +176,7 @@ def _sampled(values: Tensor, sample: int, seed: int) -> Tensor:
 @lru_cache(maxsize=64)
 def _places(shape: torch.Size, sample: int, seed: int) -> tuple[Tensor, ...]:
     index = torch.randint(shape.numel(), (sample,), generator=generator(seed, "percentiles"))
+    index = index.sort().values  # along memory
     return tuple(torch.from_numpy(p) for p in np.unravel_index(index.numpy(), shape))  # torch's loads sympy
 
 
@@ -192,10 +232,15 @@ def saturated(seen: Flow, layer: str) -> Tensor:
     Sigmoid: an input beyond 3 in size. Others: a slope below a tenth of the largest one. NaN for layers that
     are no known activation, and for ReLU, which is flat on half of the line by design.
     """
+    return _share(flat_part(seen, layer), seen.outputs[layer])
+
+
+def flat_part(seen: Flow, layer: str) -> Tensor | None:
+    """Which values are saturated, or None where that does not apply."""
     activation = seen.layers[layer].activation
     if activation is None or activation.gates:
-        return torch.full_like(seen.losses, torch.nan)
-    return _share(activation.flat(seen.inputs[layer]), seen.outputs[layer])
+        return None
+    return activation.flat(seen.inputs[layer])
 
 
 def dead(seen: Flow, layer: str) -> Tensor:
@@ -204,21 +249,31 @@ def dead(seen: Flow, layer: str) -> Tensor:
     ReLU: at zero for every example. Others: saturated for every example. NaN for layers that are no known
     activation.
     """
+    return _share(silent_units(seen, layer), seen.outputs[layer])
+
+
+def silent_units(seen: Flow, layer: str, flat: Tensor | None = None) -> Tensor | None:
+    """Which units are dead, or None where that does not apply; ``flat`` is `flat_part`, if it is known."""
     told = seen.layers[layer]
     if told.activation is None:
-        return torch.full_like(seen.losses, torch.nan)
+        return None
     if told.activation.name == "relu":
-        silent = by_unit(seen.outputs[layer], told.unit_axis).amax(2) <= 0
-    else:
-        silent = by_unit(told.activation.flat(seen.inputs[layer]), told.unit_axis).all(2)
-    return _share(silent, seen.outputs[layer])
+        return by_unit(seen.outputs[layer], told.unit_axis).amax(2) <= 0
+    flat = told.activation.flat(seen.inputs[layer]) if flat is None else flat
+    return by_unit(flat, told.unit_axis).all(2)
 
 
-def _share(flags: Tensor, values: Tensor) -> Tensor:
-    """The mean of flags ``[N, ...]``; NaN for members whose values hold one."""
+def _share(flags: Tensor | None, values: Tensor) -> Tensor:
+    """`share_of`; NaN for members whose values hold a NaN."""
     spoilt = values.flatten(1).sum(1)
-    share = flags.flatten(1).to(values.dtype).mean(1)
-    return torch.where(spoilt.isnan(), spoilt, share)
+    return torch.where(spoilt.isnan(), spoilt, share_of(flags, spoilt))
+
+
+def share_of(flags: Tensor | None, like: Tensor) -> Tensor:
+    """The mean of flags ``[N, ...]``, ``[N]`` in the dtype of ``like``; NaN without flags."""
+    if flags is None:
+        return torch.full_like(like, torch.nan)
+    return flags.flatten(1).to(like.dtype).mean(1)
 
 
 def update_ratio(earlier: Mapping[str, Tensor], later: Mapping[str, Tensor], steps: int = 1) -> Stack:
@@ -237,74 +292,3 @@ def update_ratio(earlier: Mapping[str, Tensor], later: Mapping[str, Tensor], ste
         size = before.flatten(1).norm(dim=1)
         found[name] = (later[name] - before).flatten(1).norm(dim=1) / (steps * size)
     return found
-
-
-def describe(
-    seen: Flow,
-    which: Sequence[float] = PERCENTILES,
-    sample: int | None = SAMPLE,
-    seed: int = 0,
-    backward_percentiles: bool = True,
-) -> dict[tuple[str, str], Statistics]:
-    """All cheap statistics of a flow: (layer, direction) -> statistic -> ``[N]``.
-
-    Args:
-        seen: The flow.
-        which: As for `percentiles`.
-        sample: As for `percentiles`.
-        seed: As for `percentiles`.
-        backward_percentiles: Whether to take percentiles of the gradients too.
-
-    Returns:
-        For the directions ``"forward"`` (outputs), ``"backward"`` (gradients with respect to the outputs) and
-        ``"weight"`` (a layer's first weight and its gradient). Both ways there are ``mean``, ``std`` and
-        percentiles (``p15``), forward also ``unit_std``, ``constant``, ``saturated``, ``dead``. A weight has
-        ``weight_norm``; of its gradient ``mean``, ``std``, ``norm``; and ``gradient_ratio``,
-        the gradient's norm by the weight's.
-    """
-    found: dict[tuple[str, str], Statistics] = {}
-    for name, layer in seen.layers.items():
-        values = seen.outputs[name]
-        found[name, "forward"] = {
-            **moments(values, layer.unit_axis),
-            **_named(percentiles(values, which, sample, seed), which),
-            "saturated": saturated(seen, name),
-            "dead": dead(seen, name),
-        }
-        if seen.gradients:
-            back = seen.gradients[name]
-            told = found[name, "backward"] = pooled_moments(back)
-            if backward_percentiles:
-                told |= _named(percentiles(back, which, sample, seed), which)
-        if weight := _matrix(seen, layer):
-            found[name, "weight"] = _of_weight(seen, weight)
-    return found
-
-
-def add_updates(rows: dict[tuple[str, str], Statistics], seen: Flow, ratios: Mapping[str, Tensor]) -> None:
-    """Puts a layer's update-to-weight ratio beside the other numbers of its weight."""
-    for (name, direction), told in rows.items():
-        if direction == "weight":
-            told["update_ratio"] = ratios[next(w for w in seen.layers[name].weights if w in ratios)]
-
-
-def _named(values: Tensor, which: Sequence[float]) -> Statistics:
-    return {f"p{p:g}": values[:, k] for k, p in enumerate(which)}
-
-
-def _matrix(seen: Flow, layer: Layer) -> str | None:
-    """The layer's first trainable weight, unless an earlier call of the layer has told it."""
-    first = next((w for w in layer.weights if w in seen.points.weights), None)
-    return None if "#" in layer.name else first
-
-
-def _of_weight(seen: Flow, name: str) -> Statistics:
-    told = {"weight_norm": seen.points.weights[name].detach().flatten(1).norm(dim=1)}
-    if seen.weight_gradients:
-        gradient = seen.weight_gradients[name].flatten(1)
-        mean, norm = gradient.mean(1), gradient.norm(dim=1)
-        # One pass less than around the mean: weights are many, and their gradients' mean is small.
-        square = norm.double().square() / gradient.shape[1] - mean.double().square()
-        told |= {"mean": mean, "std": square.clamp(min=0).sqrt().to(mean.dtype), "norm": norm}
-        told["gradient_ratio"] = norm / told["weight_norm"]
-    return told

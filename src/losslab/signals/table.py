@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from losslab.engine import Population, train
 from losslab.errors import LosslabError
 from losslab.signals.capture import Layer
+from losslab.signals.describing import describe, finished, update_parts
 from losslab.signals.diagnosis import Note, Rows, notes
-from losslab.signals.flows import EXAMPLES, Flow, examples_of, flow
+from losslab.signals.flows import EXAMPLES, Flow, examples_of, flow, source_of
 from losslab.signals.jacobians import singular_values
 from losslab.signals.prediction import Prediction, predict
 from losslab.signals.statistics import (
     PERCENTILES,
     Histogram,
     Statistics,
-    add_updates,
-    describe,
     histogram,
     moments,
 )
 from losslab.tasks import Batch, Data, Task
+from losslab.tasks.nest import leaves
 from losslab.tasks.task import Loss
 
 if TYPE_CHECKING:
@@ -151,8 +151,9 @@ def signals(
                 "jacobian_max": values.amax(2).mean(1),
             }
     if updates:
-        add_updates(rows, seen, updates)
-    told = notes(rows, seen.layers, inputs)
+        for place, told in finished([update_parts(seen.layers, updates)])[0].items():
+            rows[place] |= told
+    told = notes(rows, seen.layers, inputs, _examples(source_of(network, loss, batch)[1]))
     histograms = {(name, "forward"): histogram(values, bins) for name, values in seen.outputs.items()}
     histograms |= {(name, "backward"): histogram(values, bins) for name, values in seen.gradients.items()}
     if inputs is not None:
@@ -172,6 +173,11 @@ def _singular_values(
         return singular_values(network, loss, batch, layers, examples, training, largest=2**16)
     except LosslabError:  # too few layers to go between
         return {}
+
+
+def _examples(batch: Batch) -> int | None:
+    tensors = [t for t in leaves(batch) if t.dim() > 0]
+    return len(tensors[0]) if tensors else None
 
 
 def _inputs(seen: Flow) -> Statistics | None:

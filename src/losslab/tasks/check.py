@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from losslab.errors import LosslabError
+from losslab.errors import LosslabError, first_line
 from losslab.tasks.data import Data
-from losslab.tasks.nest import Nest, leaves
+from losslab.tasks.nest import leaves, walk
 from losslab.tasks.task import Task
 
 _EXAMPLES = 32
@@ -33,7 +33,9 @@ def build(task: Task) -> nn.Module:
     except LosslabError:
         raise
     except Exception as error:  # the user's code
-        raise LosslabError(f"the model of {task.name!r} raised {_told(error)}: mend the factory") from error
+        raise LosslabError(
+            f"the model of {task.name!r} raised {first_line(error)}: mend the factory"
+        ) from error
     if not isinstance(module, nn.Module):
         kind = type(module).__name__
         raise LosslabError(f"the model of {task.name!r} built a {kind}: return a torch.nn.Module")
@@ -45,11 +47,12 @@ def build(task: Task) -> nn.Module:
 
 
 def check(task: Task, module: nn.Module) -> None:
-    """Evaluate the loss and the metrics once, at the start, and refuse a task that cannot be trained.
+    """Evaluate the loss and the metrics at the start, and refuse a task that cannot be trained.
 
-    They run on the first 32 training examples and on those that hold the smallest and the largest value of
-    each int32 or int64 tensor, so that a label outside of the outputs is met wherever it stands. They run on
-    a copy of the module and under a copy of the random state: nothing is left behind.
+    They run on the first 32 training examples, on those that hold the smallest and the largest value of each
+    int32 or int64 tensor, and on the first that holds a value which is not finite, so that a label outside of
+    the outputs or a NaN is met wherever it stands. They run on a copy of the module and under a copy of the
+    random state: nothing is left behind. A loss that doubles when each example is given twice is a sum.
 
     Args:
         task: The task.
@@ -57,8 +60,8 @@ def check(task: Task, module: nn.Module) -> None:
 
     Raises:
         LosslabError: If the loss raises, is not a tensor, not a scalar, not floating, not finite, or does not
-            depend on the weights; if a label lies outside of the outputs; if the metrics raise or are not a
-            dict of scalars.
+            depend on the weights, or is a sum over the examples; if a label lies outside of the outputs; if
+            the metrics raise or are not a dict of scalars.
 
     Example:
         >>> task = Task(lambda: nn.Linear(2, 1), lambda model, x: model(x).square(), torch.ones(4, 2))
@@ -67,33 +70,45 @@ def check(task: Task, module: nn.Module) -> None:
         ...
         losslab.errors.LosslabError: the loss of 'task' has shape (4, 1), not a scalar: take its mean ...
     """
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise LosslabError(
+            f"the model of {task.name!r} has no trainable weights: leave some parameters with requires_grad"
+        )
     copied = copy.deepcopy(module)
-    batch = None if task.train is None else _probe(task.train)
+    data = task.train
+    rows = torch.empty(0) if data is None else _probe(data)
+    batch = None if data is None else data.take(rows)
     widths: list[int] = []
     copied.register_forward_hook(lambda _module, _inputs, output: widths.extend(_width(output)))
     with _same_random_state(copied), torch.enable_grad():
         try:
             loss = task.loss(copied, batch)
+        except LosslabError:
+            raise
         except IndexError as error:
             raise LosslabError(_outside(task, widths, error)) from error
         except Exception as error:  # the user's code
             raise LosslabError(
-                f"the loss of {task.name!r} raised {_told(error)}: mend it or the data"
+                f"the loss of {task.name!r} raised {first_line(error)}: mend it or the data"
             ) from error
-        _judge_loss(f"the loss of {task.name!r}", loss)
+        _judge_loss(f"the loss of {task.name!r}", loss, data)
         if task.metrics is not None:
             try:
                 metrics = task.metrics(copied, batch)
             except Exception as error:  # the user's code
                 raise LosslabError(
-                    f"the metrics of {task.name!r} raised {_told(error)}: mend them"
+                    f"the metrics of {task.name!r} raised {first_line(error)}: mend them"
                 ) from error
             _judge_metrics(f"the metrics of {task.name!r}", metrics)
+        if data is not None:
+            _judge_mean(task, copied.eval(), data, rows)  # dropout would draw other masks each time
 
 
-def _judge_loss(what: str, loss: object) -> None:
+def _judge_loss(what: str, loss: object, train: Data | None) -> None:
     if not isinstance(loss, Tensor):
-        raise LosslabError(f"{what} is a {type(loss).__name__}, not a tensor: return it without .item()")
+        number = isinstance(loss, (int, float))
+        todo = "return it without .item()" if number else "return the loss alone, as a scalar tensor"
+        raise LosslabError(f"{what} is a {type(loss).__name__}, not a tensor: {todo}")
     if loss.ndim != 0:
         raise LosslabError(
             f"{what} has shape {tuple(loss.shape)}, not a scalar: take its mean over the batch's examples"
@@ -101,14 +116,32 @@ def _judge_loss(what: str, loss: object) -> None:
     if not loss.is_floating_point():
         raise LosslabError(f"{what} is {loss.dtype}, not floating-point: return the mean as a float")
     if not loss.isfinite():
+        bad = [] if train is None else _not_finite(train)
+        told = "; ".join(
+            f"data{place} holds {leaf[row].sum().item()} in example {row}" for place, leaf, row in bad
+        )
         raise LosslabError(
-            f"{what} is {loss.item()} at the start, not a finite number: look for bad values in the data, "
-            "or start from smaller weights"
+            f"{what} is {loss.item()} at the start, not a finite number: "
+            + (f"{told}; mend the data" if bad else "start from smaller weights, or mend the loss")
         )
     if not loss.requires_grad:
         raise LosslabError(
             f"{what} does not depend on the weights, so nothing can be learnt: compute it from the model, "
             "without .detach() or no_grad, and leave some weights trainable"
+        )
+
+
+def _judge_mean(task: Task, module: nn.Module, data: Data, rows: Tensor) -> None:
+    """Refuses a loss that doubles with the examples; a mean does not, nor with batch norm or penalties."""
+    try:
+        with torch.no_grad():
+            once, twice = (float(task.loss(module, data.take(r))) for r in (rows, torch.cat([rows, rows])))
+    except Exception:  # the user's code may want training mode, or this number of examples
+        return
+    if once and abs(twice - 2 * once) <= 1e-4 * abs(once):
+        raise LosslabError(
+            f"the loss of {task.name!r} doubles ({once:.4g}, {twice:.4g}) when each example is given twice, "
+            "so it is a sum: return the mean over the batch's examples"
         )
 
 
@@ -127,14 +160,25 @@ def _judge_metrics(what: str, metrics: object) -> None:
             )
 
 
-def _probe(data: Data) -> Nest:
-    """The first examples, and those with the extremes of each tensor of integers."""
+def _probe(data: Data) -> Tensor:
+    """Rows: the first, the extremes of each tensor of integers, the first that are not finite."""
     rows = [torch.arange(min(_EXAMPLES, len(data)))]
     for leaf in _integers(data):
         flat = leaf.reshape(len(data), -1)
         rows.append(torch.stack([flat.amin(1).argmin(), flat.amax(1).argmax()]).cpu())
-    index = torch.cat(rows)
-    return data.take(index.to(leaves(data.examples)[0].device))
+    rows += [torch.tensor([row]) for _, _, row in _not_finite(data)]
+    return torch.cat(rows).to(leaves(data.examples)[0].device)
+
+
+def _not_finite(data: Data) -> list[tuple[str, Tensor, int]]:
+    """Each tensor with values that are not finite: its place, itself, and the first such example."""
+    found = []
+    for place, leaf in walk(data.examples):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.sum().isfinite():
+            bad = ~leaf.reshape(len(data), -1).isfinite().all(1)
+            if bad.any():  # a sum may overflow
+                found.append((place, leaf, int(bad.nonzero()[0])))
+    return found
 
 
 def _integers(data: Data) -> list[Tensor]:
@@ -147,7 +191,8 @@ def _outside(task: Task, widths: list[int], error: IndexError) -> str:
     """The sentence for an index out of range, with the labels' range and the outputs if they are known."""
     labels = [] if task.train is None else [leaf for leaf in _integers(task.train) if leaf.ndim == 1]
     if "is out of bounds" not in str(error) or not labels or not widths:
-        return f"the loss of {task.name!r} raised {_told(error)}: give indices within the range of the model"
+        told = first_line(error)
+        return f"the loss of {task.name!r} raised {told}: give indices within the range of the model"
     spans = " and ".join(f"{leaf.min().item()} to {leaf.max().item()}" for leaf in labels)
     return (
         f"the labels of {task.name!r} run from {spans} and the model has {widths[-1]} outputs, "
@@ -157,12 +202,6 @@ def _outside(task: Task, widths: list[int], error: IndexError) -> str:
 
 def _width(output: object) -> list[int]:
     return [output.shape[1]] if isinstance(output, Tensor) and output.ndim > 1 else []
-
-
-def _told(error: Exception) -> str:
-    """The kind of an exception and the first line of its message."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
 
@@ -72,10 +72,12 @@ def _task(module: ModuleType, name: str, file: Path) -> Task:
     if not hasattr(module, name):
         own = {key: value for key, value in vars(module).items() if not key.startswith("_")}
         made = [
-            key for key, v in own.items() if isinstance(v, FunctionType) and v.__module__ == module.__name__
+            key
+            for key, v in own.items()
+            if isinstance(v, FunctionType) and v.__module__ == module.__name__ and not _asks(v)
         ]
         names = [key for key, value in own.items() if isinstance(value, Task)] + made
-        raise LosslabError(f"{file} does not define it: {unknown('task', name, names)}")
+        raise unknown(f"task in {file}", name, names)
     found = getattr(module, name)
     if isinstance(found, Task):
         return found
@@ -86,10 +88,20 @@ def _task(module: ModuleType, name: str, file: Path) -> Task:
     except LosslabError:
         raise
     except Exception as error:  # the user's code
-        raise LosslabError(f"{name} in {file} raised {_told(error, file)}: {_HOW}") from error
+        todo = _HOW if _asks(found) else "mend the function"
+        raise LosslabError(f"{name} in {file} raised {_told(error, file)}: {todo}") from error
     if not isinstance(task, Task):
         raise LosslabError(f"{name} in {file} returned a {type(task).__name__}, no Task: {_HOW}")
     return task
+
+
+def _asks(function: Callable[..., object]) -> bool:
+    """Whether a function cannot be called without arguments."""
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError):
+        return True
+    return False
 
 
 def _told(error: BaseException, file: Path) -> str:

@@ -335,7 +335,9 @@ class ResidualBlock(nn.Module):
 
 
 @_factory
-def resnet20(batch_norm: bool = True, channels: int = 3, classes: int = 10) -> Callable[[], nn.Module]:
+def resnet20(
+    batch_norm: bool = True, channels: int = 3, classes: int = 10, width: int = 16
+) -> Callable[[], nn.Module]:
     """ResNet-20 for small images: three stages of three blocks, 16, 32, 64 channels, 0.27 M parameters.
 
     He et al., Deep Residual Learning (2016), section 4.2, with the parameter-free shortcut. Without batch
@@ -345,25 +347,26 @@ def resnet20(batch_norm: bool = True, channels: int = 3, classes: int = 10) -> C
         batch_norm: Whether batch norm follows each convolution.
         channels: Channels of the input image.
         classes: Outputs.
+        width: Channels of the first stage; the others have twice and four times as many.
 
     Raises:
         LosslabError: If a number is not positive.
     """
-    _check_widths("resnet20", (channels, classes))
+    _check_widths("resnet20", (channels, classes, width))
 
     def build() -> nn.Module:
-        norm = nn.BatchNorm2d(16) if batch_norm else nn.Identity()
+        norm = nn.BatchNorm2d(width) if batch_norm else nn.Identity()
         layers: list[nn.Module] = [
-            nn.Conv2d(channels, 16, 3, padding=1, bias=not batch_norm),
+            nn.Conv2d(channels, width, 3, padding=1, bias=not batch_norm),
             norm,
             nn.ReLU(),
         ]
-        inputs = 16
-        for width in (16, 32, 64):
+        inputs = width
+        for outputs in (width, 2 * width, 4 * width):
             for _ in range(3):
-                layers.append(ResidualBlock(inputs, width, batch_norm))
-                inputs = width
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
+                layers.append(ResidualBlock(inputs, outputs, batch_norm))
+                inputs = outputs
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
 
     return build
 

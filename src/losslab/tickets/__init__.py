@@ -16,7 +16,7 @@ from losslab.tickets.outcome import Lottery, Outcome
 from losslab.tickets.plan import Plan, held_out
 from losslab.tickets.prunable import Layers, kept, prunable
 from losslab.tickets.scopes import Scope
-from losslab.tickets.stability import instability
+from losslab.tickets.stability import instability, stability_sentences, stability_summary
 
 __all__ = [
     "CONTROLS",
@@ -39,5 +39,7 @@ __all__ = [
     "prunable",
     "smaller",
     "speed",
+    "stability_sentences",
+    "stability_summary",
     "with_torch_masks",
 ]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from losslab import provenance
 from losslab.engine import (
     Branch,
     EarlyStopping,
@@ -45,7 +46,7 @@ def lottery(
     execution: str = "stacked",
     checkpoint_every: float = 60.0,
     progress: bool | None = None,
-    told: Callable[[str], None] | None = None,
+    watch: Callable[[Lottery], None] | None = None,
 ) -> Lottery:
     """Draws lottery tickets and trains them against their controls.
 
@@ -62,13 +63,14 @@ def lottery(
         execution: As for `losslab.train`.
         checkpoint_every: Seconds between checkpoints within a level.
         progress: A live line; by default on a terminal.
-        told: Called with a line about each level.
+        watch: Called after each level with the lottery so far.
 
     Returns:
         Tables, verdicts, tickets: see `Lottery`.
 
     Raises:
-        LosslabError: The folder holds another plan, or a level would empty a layer.
+        LosslabError: The folder holds another plan, a level would empty a layer, or a control cannot be made
+            for this network.
 
     Example:
         >>> from losslab.tasks import digits_task, mlp
@@ -89,8 +91,8 @@ def lottery(
         found.append(done)
         result = Lottery(run.task, plan, run.layers, found)
         run.write_tables(result)
-        if told is not None:
-            told(result.line(level))
+        if watch is not None:
+            watch(result)
     return result
 
 
@@ -111,8 +113,7 @@ class _Run:
         with randomness.seeded(plan.first_seed, "init"):
             self.module = build(self.task)
         self.layers = prunable(self.module)
-        if not plan.scope.units:
-            plan.scope.shares(self.layers, plan.levels)  # a level that would empty a layer is told at once
+        self._rehearse()
         data_sets = [n for n in ("train", "validation", "test") if getattr(self.task, n) is not None]
         self.objectives = {n: self._objective(self.task, self.module, n) for n in data_sets}
         self.how: dict[str, Any] = {"execution": execution, "progress": progress, "record": [0]}
@@ -121,6 +122,19 @@ class _Run:
     @staticmethod
     def _objective(task: Task, module: nn.Module, name: str) -> Objective:
         return Objective(task, name, batch_norm="running", execution="stacked", module=module)
+
+    def _rehearse(self) -> None:
+        """What cannot be done is told before anything trains."""
+        plan = self.plan
+        if plan.scope.units:  # how many weights units take depends on the layers, how many units go does not
+            like = {n: p.detach()[None] for n, p in self.module.named_parameters()}
+            masks = whole(self.layers, like)
+            for _ in range(plan.levels):
+                masks = plan.scope.prune(like, masks, self.layers)
+        else:
+            plan.scope.shares(self.layers, plan.levels)
+        if "dense" in plan.controls:
+            smaller(self.task, self.layers, self.layers.total)
 
     # -- one level -------------------------------------------------------------------------------------
 
@@ -194,7 +208,7 @@ class _Run:
 
     def _small(self, level: int, weights: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """A dense network of at most as many weights, trained the same way from its own start."""
-        task = smaller(self.task.replace(model=self.task.model), self.layers, weights)
+        task = smaller(self.task, self.layers, weights)
         if self.plan.init is not None:
             task = task.replace(model=self.plan.init.on(task.model))
         module = build(task)
@@ -246,7 +260,9 @@ class _Run:
                     continue
                 values = {"loss": objective.value(points)}
                 if self.task.metrics is not None:
-                    values |= objective.metrics(points)
+                    # A network of NaN has no accuracy, whatever class its outputs' argmax may be.
+                    told = objective.metrics(points).items()
+                    values |= {n: t.double().masked_fill(values["loss"].isnan(), torch.nan) for n, t in told}
                 measured |= {f"{prefix}{name}_{what}": t.double() for what, t in values.items()}
         rows = []
         for i in range(len(trained)):
@@ -271,7 +287,7 @@ class _Run:
             return
         path = self.out / "plan.json"
         if path.exists():
-            saved = json.loads(path.read_text("utf-8"))
+            saved = _settings(path)
             if not resume:
                 raise LosslabError(
                     f"{self.out} already holds a lottery: resume it (resume=True, --resume), or pass "
@@ -284,11 +300,18 @@ class _Run:
                     "use the same, or another folder"
                 )
         write_atomically(path, (json.dumps(settings, indent=1) + "\n").encode())
+        if not (where := self.out / "machine.json").exists():
+            write_atomically(where, (json.dumps(provenance.machine(), indent=1) + "\n").encode())
 
     def finished(self, level: int) -> Outcome | None:
         """The outcome of a level, if it is on disk."""
         path = None if self.out is None else self.out / f"level-{level:02d}.safetensors"
-        return None if path is None or not path.exists() else Outcome.read(path)
+        if path is None or not path.exists():
+            return None
+        found = Outcome.read(path)
+        if found.level != level:
+            raise LosslabError(f"{path} holds level {found.level}: delete it, it will be drawn again")
+        return found
 
     def keep(self, outcome: Outcome) -> None:
         """Writes a finished level; the checkpoints that led there are no longer needed."""
@@ -304,6 +327,17 @@ class _Run:
         if self.out is not None:
             for name, table in (("table", result.table), ("curves", result.curves)):
                 write_atomically(self.out / f"{name}.csv", table.to_csv(index=False).encode())
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """A folder's plan, as it was written."""
+    try:
+        saved = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        saved = None
+    if not isinstance(saved, dict):
+        raise LosslabError(f"{path} is damaged: start again in another folder")
+    return saved
 
 
 def _blank(state: State) -> State:

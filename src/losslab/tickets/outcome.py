@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +15,12 @@ from losslab.errors import LosslabError, unknown
 from losslab.rules import State
 from losslab.tasks import Task
 from losslab.tasks.check import build
+from losslab.tickets import comparing
 from losslab.tickets.plan import Plan
 from losslab.tickets.prunable import Layers
 
 if TYPE_CHECKING:
     import pandas as pd
-
-WINS, LOSES, OPEN = "winning ticket", "no winning ticket", "undecided"
 
 
 @dataclass
@@ -134,9 +132,7 @@ class Lottery:
     @property
     def score(self) -> str:
         """The column that tickets are judged by: test accuracy, or minus what there is instead."""
-        columns = self.levels[0].rows[0]
-        known = ("test_accuracy", "validation_accuracy", "test_loss", "validation_loss")
-        return next(n for n in known if n in columns)
+        return comparing.score_of(self.levels[0].rows[0])
 
     def compare(self, level: int) -> pd.DataFrame:
         """Tickets of a level against the dense networks and against each control, pair by pair.
@@ -144,59 +140,32 @@ class Lottery:
         Returns:
             One row an opponent: mean difference of `score` (ticket minus opponent; losses with their sign
             turned) with its 95 % t interval over replicates, and the mean ratio of early-stop steps
-            (opponent / ticket; above 1 the ticket was faster) with its interval, by the logarithm.
-        """
-        import pandas as pd
+            (opponent / ticket; above 1 the ticket was faster) with its interval, by the logarithm. Networks
+            that diverged count with their best look before, and have no early stop.
 
-        rows = self.table
-        mine = rows[(rows.level == level) & (rows.arm == ("ticket" if level else "dense"))]
-        if level == 0 or mine.empty:
-            raise LosslabError(f"level {level} has no tickets: pass 1 to {self.levels[-1].level}")
-        mine = mine.set_index("replicate")
-        sign = -1.0 if self.score.endswith("loss") else 1.0
-        others = {"dense": rows[rows.arm == "dense"]}
-        here = rows[rows.level == level]
-        others |= {str(a): here[here.arm == a] for a in here.arm.unique() if a != "ticket"}
-        told = []
-        for arm, theirs in others.items():
-            theirs = theirs.set_index("replicate")
-            gap = sign * (mine[self.score] - theirs[self.score]).to_numpy()
-            ratio = [
-                math.log(max(b, 1) / max(a, 1)) for a, b in zip(mine.stop_step, theirs.stop_step, strict=True)
-            ]
-            mean, low, high = _interval(gap.tolist())
-            speed = [math.exp(v) for v in _interval(ratio)]
-            told.append(
-                {"level": level, "remaining": float(mine.remaining.mean()), "opponent": arm, "n": len(gap)}
-                | {"difference": mean, "low": low, "high": high}
-                | {"faster": speed[0], "faster_low": speed[1], "faster_high": speed[2]}
-            )
-        return pd.DataFrame(told)
+        Raises:
+            LosslabError: The level has no tickets.
+        """
+        if not 1 <= level < len(self.levels):
+            raise LosslabError(f"level {level} has no tickets: pass 1 to {len(self.levels) - 1}")
+        return comparing.compare(self.table, level)
 
     def verdict(self, level: int) -> str:
         """``"winning ticket"``: no worse than dense within the tolerance, and better than every control.
 
-        Each by its 95 % interval of paired differences. ``"no winning ticket"`` where an interval lies wholly
-        on the wrong side; ``"undecided"`` in between, and where there are no controls.
+        Each by its 95 % interval of paired differences, level by level, not corrected for the number of
+        levels. ``"no winning ticket"`` where an interval lies wholly on the wrong side; ``"undecided"`` in
+        between, and where there are no controls.
         """
-        found = self.compare(level).set_index("opponent")
-        limits = {arm: -self.plan.tolerance if arm == "dense" else 0.0 for arm in found.index}
-        if any(found.high[arm] < limit for arm, limit in limits.items()):
-            return LOSES
-        won = all(found.low[arm] > limit for arm, limit in limits.items())
-        return WINS if won and len(limits) > 1 else OPEN
+        return comparing.decide(self.compare(level), self.plan.tolerance)
 
     def verdicts(self) -> pd.DataFrame:
         """One row a level: P_m, score and early-stop step of tickets (means), and the verdict."""
-        import pandas as pd
+        return comparing.verdicts(self.table, self.plan.tolerance)
 
-        told = []
-        for outcome in self.levels:
-            rows = [r for r in outcome.rows if r["arm"] in ("ticket", "dense")]
-            means = {n: sum(r[n] for r in rows) / len(rows) for n in ("remaining", self.score, "stop_step")}
-            said = self.verdict(outcome.level) if outcome.level else "dense"
-            told.append({"level": outcome.level} | means | {"verdict": said})
-        return pd.DataFrame(told)
+    def sentences(self) -> list[str]:
+        """What was found, in sentences."""
+        return comparing.sentences(self.table, self.plan.tolerance)
 
     def line(self, level: int) -> str:
         """A level in a line."""
@@ -239,16 +208,3 @@ class Lottery:
             for name, mask in self.masks(level, replicate).items():
                 module.get_parameter(name).mul_(mask)
         return module.eval()
-
-
-def _interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and its 95 % t interval; NaN ends for a single value."""
-    from scipy.special import stdtrit
-
-    n = len(values)
-    mean = sum(values) / n
-    if n < 2 or not math.isfinite(mean):
-        return mean, math.nan, math.nan
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
-    wide = float(stdtrit(n - 1, 0.975)) * spread
-    return mean, mean - wide, mean + wide

@@ -12,6 +12,7 @@ from losslab.engine import Objective, Points, randomness, train
 from losslab.engine.updating import as_rule
 from losslab.errors import LosslabError
 from losslab.tasks import Task
+from losslab.tickets.comparing import interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,9 +71,9 @@ def instability(
 
     rule = as_rule(rule)
     places = sorted(set(at))
-    if not places or places[0] < 0 or places[-1] > steps:
+    if not places or places[0] < 0 or places[-1] > steps or steps < 1:
         raise LosslabError(
-            f"runs are copied at {places} and have {steps} steps: pass steps from 0 to {steps}"
+            f"runs are copied at {places} and have {steps} steps: train for at least 1, and copy at 0 to that"
         )
     if replicates < 1 or points < 3:
         raise LosslabError(f"{replicates} replicates and {points} points: pass at least 1 and 3")
@@ -94,6 +95,52 @@ def instability(
         both = train(task, rule, seeds=orders, steps=steps, start=parent.branch(seeds * 2), **settings)
         found += _walked(objective, both.points, k, seeds, points)
     return pd.DataFrame(found)
+
+
+def stability_summary(found: pd.DataFrame) -> pd.DataFrame:
+    """One row a step k: pairs, the mean instability with its 95 % t interval, the ends' mean, stable pairs.
+
+    Of the error where the task has one, else of the loss.
+
+    Args:
+        found: As `instability` gives it.
+    """
+    import pandas as pd
+
+    measure = _measure(found)
+    told = []
+    for k, rows in found[found.measure == measure].groupby("k"):
+        mean, low, high = interval(rows.instability.tolist())
+        ends = float((rows["first"] + rows["second"]).mean() / 2)
+        row = {"k": int(str(k)), "pairs": len(rows), f"{measure}_barrier": mean, "low": low, "high": high}
+        told.append(row | {f"{measure}_at_the_ends": ends, "stable": int(rows.stable.sum())})
+    return pd.DataFrame(told)
+
+
+def stability_sentences(found: pd.DataFrame) -> list[str]:
+    """From which step on training is stable to the order of its batches."""
+    if _measure(found) == "loss":
+        return [
+            f"The task has no accuracy: stable means {100 * STABLE:.0f} % of error, which losses cannot tell."
+        ]
+    rows = stability_summary(found).set_index("k")
+    every = rows.stable == rows.pairs
+    steady = [k for k in rows.index if every.loc[k:].all()]
+    first, last, limit = rows.index[0], rows.index[-1], f"{100 * STABLE:.0f} %"
+    barriers = [f"{100 * v:.1f} % from step {k}" for k, v in rows.error_barrier.iloc[[0, -1]].items()]
+    told = [f"Mean error barriers: {', '.join(barriers)}."] if len(rows) > 1 else []
+    if not steady:
+        count = f"{rows.stable[last]} of {rows.pairs[last]} pairs have an error barrier below {limit}"
+        return [*told, f"Not stable, even from step {last}: {count}."]
+    rule = f"every pair's error barrier is below {limit}"
+    if steady[0] == first:
+        return [*told, f"Stable from step {first}, the first asked for: {rule}."]
+    before = [k for k in rows.index if k < steady[0]][-1]
+    return [*told, f"Stable from step {steady[0]}, where {rule}; not yet from step {before}."]
+
+
+def _measure(found: pd.DataFrame) -> str:
+    return "error" if (found.measure == "error").any() else "loss"
 
 
 def _walked(objective: Objective, ends: Points, k: int, seeds: list[int], count: int) -> list[dict[str, Any]]:

@@ -25,8 +25,8 @@ def test_pairs_start_alike_and_part():
 
 def test_small_run(verdicts, monkeypatch):
     monkeypatch.setattr(c, "WIDTH", 4)
-    tables = c.evidence(Lab(), c.Sizes((4, 5), 2, 10, 5))
-    assert c.ISOLATED in verdicts(c.C63, tables)
+    tables = c.evidence(Lab(), c.Sizes((4, 5), 2, 10, 5, 5))
+    assert c.looks_isolated("width 4") in verdicts(c.C63, tables)
     assert set(tables["paths"].arm) == {c.APART, c.TOGETHER, c.ORDERED, c.BENT}
 
 
@@ -36,7 +36,8 @@ def planted(line=1.0, bent=0.001, lost=0):
     rows = []
     for width in (16, c.WIDTH):
         for arm, height in heights.items():
-            table = pd.DataFrame({"pair": pairs, "arm": arm, "width": width, "test_error_barrier": 0.001})
+            table = pd.DataFrame({"pair": pairs, "arm": arm, "test_error_barrier": 0.001})
+            table = p.labelled(table, width, f"width {width}").assign(train_loss_place=0.5)
             low = (arm == c.APART) & (pairs < lost)
             rows.append(table.assign(train_loss_barrier=np.where(low, 0.1, height)))
     ways = [
@@ -44,7 +45,14 @@ def planted(line=1.0, bent=0.001, lost=0):
         for arm, height in heights.items()
         for i in pairs
     ]
-    return {"paths": pd.concat(rows, ignore_index=True), "courses": pd.concat(ways, ignore_index=True)}
+    x, y = (a.flatten() for a in np.meshgrid(np.linspace(0, 1, 5), np.linspace(0, 1, 5)))
+    grid = pd.DataFrame({"x": x, "y": y, "train_loss": 0.01 + (x - 0.5) ** 2, "kind": "grid"})
+    marks = pd.DataFrame({"x": [0, 1, 0.5], "y": [0, 0, 0.8], "train_loss": 0.1, "kind": "mark"})
+    return {
+        "paths": pd.concat(rows, ignore_index=True),
+        "courses": pd.concat(ways, ignore_index=True),
+        "plane": pd.concat([grid, marks], ignore_index=True),
+    }
 
 
 @pytest.mark.parametrize(
@@ -53,3 +61,21 @@ def planted(line=1.0, bent=0.001, lost=0):
 )
 def test_judge(verdicts, change, verdict):
     assert verdicts(c.C63, planted(**change))["all"] == verdict
+
+
+@pytest.mark.parametrize(("lost", "verdict"), [(0, HOLDS), (1, "mixed"), (5, FAILS)])
+def test_five_pairs_are_compared_pair_by_pair(verdicts, lost, verdict):
+    tables = planted(lost=lost)
+    rows = tables["paths"]
+    rows = p.labelled(rows[(rows.width == c.WIDTH) & (rows.pair < 5)], 8, "a net", 5, "small")
+    assert verdicts(c.C63, tables | {"paths": rows})["all"] == verdict
+
+
+def test_the_imagined_picture_has_holes_where_the_networks_stand():
+    seen = p.measured(planted()["plane"])
+    drawn = c.imagined(seen)
+    known, made = np.asarray(seen.values), np.asarray(drawn.values)
+    assert made[0, 0] == pytest.approx(known.min(), rel=0.01)
+    assert made[0, 2] > 10 * made[0, 0]
+    assert made.max() <= np.quantile(known, 0.95) * (1 + 1e-12)
+    assert not drawn.ways

@@ -99,7 +99,7 @@ def test_the_experiment_in_miniature(stored: Stored) -> None:
         scope=Scope(), levels=2, controls=("reinit", "dense"), replicates=2, steps=6, evaluate=3,
         batch_size=20,
     )  # fmt: skip
-    rows = ticket_runs.table(lottery(digits_task(mlp(64, 6, 5, 10)), plan, progress=False), "quick")
+    rows = ticket_runs.table(lottery(digits_task(mlp(64, 6, 5, 10)), plan, progress=False), "digits")
     assert rows.equals(stored({"runs": rows})["runs"])
     assert set(rows) == set(planted()["runs"])
     assert rows.accuracy.between(0, 100).all()

@@ -247,7 +247,7 @@ def _heights(tables: Tables) -> Drawing:
 
 def _curvature(minima: pd.DataFrame) -> Drawing:
     good = minima[minima.certified]
-    share = good.smallest / good.largest
+    share = _signed_decades((good.smallest / good.largest).to_numpy())
     drawn = figure("Curvature at certified minima", "lowest eigenvalue / highest", "minima")
     for k, depth in enumerate(sorted(good.depth.unique())):
         drawn.add_histogram(
@@ -255,14 +255,29 @@ def _curvature(minima: pd.DataFrame) -> Drawing:
             name=f"{depth} layers",
             marker={"color": colour(k)},
             opacity=0.7,
-            nbinsx=40,
+            xbins={"start": -20.25, "end": 20.25, "size": 0.5},
         )
-    reference(drawn, -1e-8, "tolerance", axis="x")
+    reference(drawn, float(_signed_decades(np.array([-1e-8]))[0]), "tolerance", axis="x")
+    ticks = [sign * 10.0**power for sign in (-1, 1) for power in (-8, -12, -16)]
+    drawn.update_xaxes(
+        tickvals=[0.0, *_signed_decades(np.array(ticks))],
+        ticktext=[
+            "0",
+            *(f"{'−' if tick < 0 else ''}10<sup>−{-np.log10(abs(tick)):.0f}</sup>" for tick in ticks),
+        ],
+        range=[-13, float(share.max(initial=0.0)) + 1],
+    )
     return Drawing(
         drawn,
         "Every minimum is flat along the directions that change the factors and not their product, so its "
-        "lowest eigenvalue is zero but for rounding.",
+        "lowest eigenvalue is zero but for rounding, mostly just below. The axis counts decades on either "
+        "side of zero, down to 10⁻²⁰.",
     )
+
+
+def _signed_decades(values: np.ndarray) -> np.ndarray:
+    """Decades above 1e-20, with the sign of the value; 0 for what is smaller."""
+    return np.sign(values) * np.log10(np.maximum(np.abs(values) / 1e-20, 1.0))
 
 
 C1 = Claim(
