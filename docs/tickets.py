@@ -3,8 +3,8 @@
     python docs/tickets.py FOLDER [--into docs]
 
 FOLDER is what ``losslab tickets mnist --out FOLDER`` wrote. The rules by which the paper's statements are
-judged stand here, and were fixed before the numbers existed. Figures are the page's own; Chromium turns them
-into SVG.
+judged stand here, and were fixed before the numbers were looked at. Figures are the page's own; Chromium
+turns them into SVG.
 """
 
 from __future__ import annotations
@@ -233,9 +233,10 @@ the dense network and beats every control, each by its interval; without a contr
 
 ## Agreements and disagreements
 
-The rule, fixed before the run: a statement *agrees* where the 95 % interval lies on its side of no effect and
-holds the paper's number (for "more than": lies above it), agrees *in direction* where only the side is right,
-is *open* where the interval holds no effect, and *disagrees* where it lies on the other side.
+The rule, fixed before the numbers were looked at: a statement *agrees* where the 95 % interval lies on its
+side of no effect and holds the paper's number (for "more than": lies above it), agrees *in direction* where
+only the side is right, is *open* where the interval holds no effect, and *disagrees* where it lies on the
+other side.
 
 {statements}
 

@@ -83,9 +83,7 @@ def test_rows_that_are_left_out_are_told(summary):
     later = [rows.assign(updates=rows["updates"] + 6 * k) for k in range(4)]
     many = pd.concat(later).drop_duplicates(["arm", "updates", "member", "mode", "kind"])
     told = left_out(many, shown_rows(many), dataclasses.replace(command, steps=24))
-    assert told == [
-        "The table has 6 of the 9 probes, spread over training; the page that --out writes draws all."
-    ]
+    assert told == ["The table has 6 of the 9 probes, spread over training; the figures (--out) draw all."]
     assert probes_of(dataclasses.replace(command, steps=7)) == [0, 3, 6, 7]
 
 

@@ -177,7 +177,9 @@ def left_out(summary: pd.DataFrame, shown: pd.DataFrame, command: Smoothness) ->
         last = max(rows.loc[rows["arm"] == arm, "updates"], default=-1)
         gone = [probe for probe in planned if probe > last]
         if last < 0:
-            told.append(f"{arm}: the loss is not finite before the first update; mend the data or the network.")
+            told.append(
+                f"{arm}: the loss is not finite before the first update; mend the data or the network."
+            )
         elif gone:
             members = "its one member" if command.seeds == 1 else f"all {command.seeds} members"
             told.append(
@@ -187,8 +189,8 @@ def left_out(summary: pd.DataFrame, shown: pd.DataFrame, command: Smoothness) ->
     everything = summary["updates"].nunique()
     if (some := shown["updates"].nunique()) < everything:
         told.append(
-            f"The table has {some} of the {everything} probes, spread over training; the page that --out "
-            "writes draws all."
+            f"The table has {some} of the {everything} probes, spread over training; the figures (--out) draw "
+            "all."
         )
     return told
 

@@ -13,11 +13,18 @@
     modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
   };
 
-  const fit = new ResizeObserver((entries) => entries.forEach((entry) => Plotly.Plots.resize(entry.target)));
+  // The observer also calls when it starts to look: nothing has changed then.
+  const fit = new ResizeObserver((entries) =>
+    entries.forEach(({ target: plot }) => {
+      if (plot.dataset.drawn === String(plot.clientWidth)) return;
+      plot.dataset.drawn = plot.clientWidth;
+      Plotly.Plots.resize(plot);
+    }),
+  );
 
   const draw = (plot, look = template()) => {
     if (plot.dataset.drawn) return;
-    plot.dataset.drawn = "yes";
+    plot.dataset.drawn = plot.clientWidth;
     const figure = JSON.parse(plot.nextElementSibling.textContent);
     const layout = { ...figure.layout, template: look };
     if (!mouse) layout.dragmode = false;

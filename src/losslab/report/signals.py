@@ -152,9 +152,12 @@ def _jacobians(seen: SignalTable) -> list[Drawing]:
             y=middle[positive],
             mode="lines",
             name=f"{source} → {target}",
+            showlegend=True,
             meta="series",
             line={"color": colour(index), "width": 2},
         )
+    if max((values.shape[-1] for values in seen.jacobians.values()), default=0) <= 10:
+        drawn.update_xaxes(dtick=1)
     reference(drawn, 1.0, "size kept")
     return [
         Drawing(

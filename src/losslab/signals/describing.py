@@ -105,7 +105,7 @@ def measured(
             parts.append(Part(place, rank, (drawn(back, sample, seed),)))
     for name, weight in main_weights(seen.layers, seen.points.weights):
         size = _norm(seen.points.weights[weight].detach())
-        columns = (size,)
+        columns: tuple[Tensor, ...] = (size,)
         if seen.weight_gradients:
             gradient = seen.weight_gradients[weight].flatten(1)
             columns = (size, gradient.mean(1), _norm(gradient), _count(gradient))
@@ -168,8 +168,8 @@ def _forward(
     }
 
 
-def _single_forward(*columns: Tensor) -> Statistics:
-    return _forward(*columns, single=True)
+def _single_forward(mean: Tensor, variance: Tensor, flat: Tensor, silent: Tensor) -> Statistics:
+    return _forward(mean, variance, flat, silent, single=True)
 
 
 @lru_cache(maxsize=16)

@@ -77,7 +77,8 @@ def moments(values: Tensor, unit_axis: int = -1) -> Statistics:
     ``unit_std`` is the root mean square over units of the standard deviation that a unit has over examples,
     ``constant`` the share of units that have none; NaN where each unit has a single value.
     """
-    told = of_units(*(t[None] for t in unit_moments(values, unit_axis)), single_valued(values, unit_axis))
+    mean, variance = unit_moments(values, unit_axis)
+    told = of_units(mean[None], variance[None], single_valued(values, unit_axis))
     return {name: column[0] for name, column in told.items()}
 
 

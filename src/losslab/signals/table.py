@@ -151,8 +151,8 @@ def signals(
                 "jacobian_max": values.amax(2).mean(1),
             }
     if updates:
-        for place, told in finished([update_parts(seen.layers, updates)])[0].items():
-            rows[place] |= told
+        for place, ratio in finished([update_parts(seen.layers, updates)])[0].items():
+            rows[place] |= ratio
     told = notes(rows, seen.layers, inputs, _examples(source_of(network, loss, batch)[1]))
     histograms = {(name, "forward"): histogram(values, bins) for name, values in seen.outputs.items()}
     histograms |= {(name, "backward"): histogram(values, bins) for name, values in seen.gradients.items()}

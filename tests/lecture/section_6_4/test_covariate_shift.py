@@ -55,8 +55,8 @@ def test_the_shift_is_that_of_two_gradients_by_hand(tables):
     rows = tables["shifts"]
     mine = rows[(rows["network"] == setting.name) & (rows["arm"] == "standard") & (rows["updates"] == 0)]
     task = setting.task(ARMS[0])
-    module = c._trained(setting, task, [1.0], [1], 0)[0].train()
-    x, y = c.batch_at(task, setting, 0)
+    module = setting.train(task, [1.0], [1], 0)[0].train()
+    x, y = setting.batch_at(task, "shift", 0)
     weights = list(module.parameters())
 
     def gradients():

@@ -56,9 +56,9 @@ def test_arms_start_alike_and_are_probed_on_one_batch(small, tables):
     start = tables["probes"].query("updates == 0 and kind == 'raw'").set_index(["arm", "seed"])
     assert start.loc["standard", "train_loss"].nunique() == 2
     task = p.task_of(small, p.STANDARD)
-    again = p.batch_at(p.task_of(small, p.NORMALISED), small, 4)
-    assert torch.equal(p.batch_at(task, small, 4)[0], again[0])
-    assert not torch.equal(p.batch_at(task, small, 8)[0], again[0])
+    again = small.batch_at(p.task_of(small, p.NORMALISED), "probe", 4)
+    assert torch.equal(small.batch_at(task, "probe", 4)[0], again[0])
+    assert not torch.equal(small.batch_at(task, "probe", 8)[0], again[0])
 
 
 def test_probes_of_a_profile_are_made_once(monkeypatch):

@@ -6,10 +6,10 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from losslab.engine import Population
 from losslab.engine.randomness import generator
@@ -17,19 +17,17 @@ from losslab.layers import he, xavier
 from losslab.lecture.claim import Claim, Drawing, Finding, Lab, Tables, Verdict
 from losslab.lecture.figures import figure, lines, reference, spread
 from losslab.lecture.numbers import number
+from losslab.lecture.section_6_4.courses import Course
 from losslab.lecture.section_6_4.probes import (
     ARMS,
-    TUNING_SEEDS,
     at_equal_loss,
     edges,
     paired_ratios,
     training_loss,
 )
 from losslab.lecture.section_6_4.runs import Arm
-from losslab.lecture.training import trained
-from losslab.lecture.tuning import Tuning, rates, tune
+from losslab.lecture.tuning import rates
 from losslab.lecture.verdicts import paired
-from losslab.rules import SGD
 from losslab.signals import gradient_shift
 from losslab.tasks import Data, Factory, Task, digits, half_mse, linear_net, mlp, supervised
 
@@ -46,29 +44,15 @@ SHARE = 0.9
 AT_RATE, AT_LOSS = "gradient shift at equal rate", "gradient shift at equal training loss"
 
 
-@dataclass(frozen=True)
-class Setting:
+@dataclass(frozen=True, kw_only=True)
+class Setting(Course):
     """A network and how it is trained.
 
     Attributes:
-        name: For tables and figures.
-        factory: The network without batch norm, with its start.
         make: The task of a factory, with training and validation data.
-        grid: Rates of the search.
-        steps: Updates of a run.
-        every: Updates between two measurements.
-        batch: Examples of a training batch and of a measurement.
-        seeds: Replicates.
     """
 
-    name: str
-    factory: Factory
     make: Callable[[Factory], Task]
-    grid: tuple[float, ...]
-    steps: int
-    every: int
-    batch: int
-    seeds: int
 
     def task(self, arm: Arm) -> Task:
         """What an arm minimises."""
@@ -80,10 +64,10 @@ def settings(lab: Lab) -> list[Setting]:
     depth, width, seeds = 10, 32, lab.replicates(10, 20)
     linear = lab.pick(10, 25)
     relu = Setting(
-        f"ReLU 64-[{width}]×{depth}-10",
-        he().on(mlp(64, *[width] * depth, 10)),
-        classification,
-        tuple(rates(0.01, 1.0)),
+        name=f"ReLU 64-[{width}]×{depth}-10",
+        factory=he().on(mlp(64, *[width] * depth, 10)),
+        make=classification,
+        grid=tuple(rates(0.01, 1.0)),
         steps=200,
         every=20,
         batch=64,
@@ -122,7 +106,7 @@ def experiment(lab: Lab) -> Tables:
     shifts, searches = [], []
     for setting in settings(lab):
         lab.progress(setting.name)
-        tuning = search(setting)
+        tuning = setting.search(setting.task(ARMS[0]), setting.steps)
         chosen = tuning.table["lr"] == tuning.lr
         searches.append(
             tuning.table.assign(network=setting.name, arm=ARMS[0].name, at_edge=tuning.at_edge, chosen=chosen)
@@ -136,20 +120,6 @@ def experiment(lab: Lab) -> Tables:
     }
 
 
-def search(setting: Setting) -> Tuning:
-    """The rate with the lowest validation loss of the network without batch norm, after all updates."""
-    task, steps = setting.task(ARMS[0]), setting.steps
-
-    def score(learning_rates: list[float], seeds: list[int]) -> Tensor:
-        population = _trained(
-            setting, task, learning_rates, seeds, steps, evaluate=[steps], evaluate_on=["validation"]
-        )
-        row = population.log.rows.get(steps, {})
-        return row.get("validation_loss", torch.full((len(seeds),), torch.inf))
-
-    return tune(score, setting.grid, TUNING_SEEDS)
-
-
 def measured(setting: Setting, arm: Arm, lr: float) -> pd.DataFrame:
     """The shift of every layer but the first, before the first update and at every interval.
 
@@ -159,13 +129,13 @@ def measured(setting: Setting, arm: Arm, lr: float) -> pd.DataFrame:
     """
     import pandas as pd
 
-    task, seeds = setting.task(arm), list(range(setting.seeds))
+    task = setting.task(arm)
     whole = training_loss(task)
     tables: list[pd.DataFrame] = []
 
     def look(population: Population) -> None:
         layers = [n for n, m in population.template.named_modules() if isinstance(m, nn.Linear)]
-        batch = batch_at(task, setting, population.step)
+        batch = setting.batch_at(task, "shift", population.step)
         found = gradient_shift(population, lr=lr, batch=batch, layers=layers).table
         depth = {name: k for k, name in enumerate(layers, start=1)}
         found["depth"] = found["layer"].map(depth)
@@ -174,33 +144,8 @@ def measured(setting: Setting, arm: Arm, lr: float) -> pd.DataFrame:
         # Below the first layer there is nothing that could shift it.
         tables.append(found[found["depth"] > 1])
 
-    look(_trained(setting, task, [lr] * len(seeds), seeds, 0))
-    every = setting.every
-    _trained(
-        setting,
-        task,
-        [lr] * len(seeds),
-        seeds,
-        setting.steps,
-        record=lambda step: (step + 1) % every == 0,
-        watch=look,
-    )
+    setting.follow(task, lr, look)
     return pd.concat(tables, ignore_index=True).rename(columns={"member": "seed"}).drop(columns="layer")
-
-
-def batch_at(task: Task, setting: Setting, step: int) -> Any:
-    """The batch of a measurement: a function of the step alone."""
-    assert task.train is not None
-    order = torch.randperm(len(task.train), generator=generator(0, "shift", step))
-    return task.train.take(order[: setting.batch])
-
-
-def _trained(
-    setting: Setting, task: Task, lrs: list[float], seeds: list[int], steps: int, **options: Any
-) -> Population:
-    return trained(
-        task, SGD(lr=list(lrs)), seeds=list(seeds), steps=steps, batch_size=setting.batch, **options
-    )
 
 
 def averaged(shifts: pd.DataFrame) -> pd.DataFrame:

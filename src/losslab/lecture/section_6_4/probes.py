@@ -12,70 +12,56 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from losslab.engine import Objective, Population
-from losslab.engine.randomness import generator
 from losslab.layers import he, xavier
 from losslab.lecture.claim import Lab, quiet
+from losslab.lecture.section_6_4.courses import Course
 from losslab.lecture.section_6_4.runs import NORMALISED, STANDARD, Arm, splits
-from losslab.lecture.training import trained
-from losslab.lecture.tuning import Tuning, rates, tune
-from losslab.rules import SGD
+from losslab.lecture.tuning import rates
 from losslab.signals import smoothness
-from losslab.tasks import Factory, Task, mlp, supervised, vgg11
+from losslab.tasks import Task, mlp, supervised, vgg11
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ARMS = (STANDARD, NORMALISED)
-TUNING_SEEDS = (1000, 1001)
 
 LOSSES = 20
 """Training losses at which arms are compared, between the highest and the lowest that both have had."""
 
 
-@dataclass(frozen=True)
-class Setting:
+@dataclass(frozen=True, kw_only=True)
+class Setting(Course):
     """A network, its data, how long it is trained and how often it is probed.
 
     Attributes:
-        name: For tables and figures.
-        factory: The network without batch norm, with its start.
         data: A name of `runs.SOURCES`.
         folder: Where the data are, if they are not embedded.
-        grid: Rates of the search.
-        steps: Updates of a run.
-        every: Updates between two probes.
-        batch: Examples of a training batch and of a probe.
-        seeds: Replicates.
-        least: How many a verdict needs.
+        least: How many replicates a verdict needs.
         examples: Training examples, if not all.
-        device: Where to train and to probe.
-        execution: As for `losslab.train`.
     """
 
-    name: str
-    factory: Factory
     data: str
     folder: Any
-    grid: tuple[float, ...]
-    steps: int
-    every: int
-    batch: int
-    seeds: int
     least: int
     examples: int | None = None
-    device: str = "cpu"
-    execution: str = "stacked"
 
 
 def settings(lab: Lab) -> list[Setting]:
     """The deep ReLU network and the sigmoid network; on CIFAR-10 also VGG-11 in the paper profile."""
     digits = Setting(
-        "ReLU 64-[100]×8-10", he().on(mlp(64, *[100] * 8, 10)), "digits", None, tuple(rates(0.01, 1.0)),
-        200, 20, 64, lab.replicates(10, 20), 10,
-    )  # fmt: skip
+        name="ReLU 64-[100]×8-10",
+        factory=he().on(mlp(64, *[100] * 8, 10)),
+        data="digits",
+        folder=None,
+        grid=tuple(rates(0.01, 1.0)),
+        steps=200,
+        every=20,
+        batch=64,
+        seeds=lab.replicates(10, 20),
+        least=10,
+    )
     sigmoid = replace(
         digits,
         name="sigmoid 64-[100]×3-10",
@@ -130,7 +116,7 @@ _KEPT: dict[Any, Probes] = {}
 
 
 def run(networks: list[Setting], progress: Callable[[str], None] = quiet) -> Probes:
-    """Tunes each arm's rate, trains the arms side by side from the same weights, and probes them."""
+    """Tunes each arm's rate on half a run, trains the arms from the same weights, and probes them."""
     import pandas as pd
 
     seen, searches = [], []
@@ -138,7 +124,7 @@ def run(networks: list[Setting], progress: Callable[[str], None] = quiet) -> Pro
         for arm in ARMS:
             progress(f"{setting.name}, {arm.name}")
             task = task_of(setting, arm)
-            tuning = search(task, setting)
+            tuning = setting.search(task, setting.steps // 2)
             chosen = tuning.table["lr"] == tuning.lr
             named = {"network": setting.name, "arm": arm.name}
             searches.append(tuning.table.assign(**named, at_edge=tuning.at_edge, chosen=chosen))
@@ -153,32 +139,16 @@ def task_of(setting: Setting, arm: Arm) -> Task:
     return supervised(arm.on(setting.factory), learn, validation=data.validation, name=setting.name)
 
 
-def search(task: Task, setting: Setting) -> Tuning:
-    """The rate with the lowest validation loss at the end of the first half of the run."""
-    steps = setting.steps // 2
-
-    def score(learning_rates: list[float], seeds: list[int]) -> Tensor:
-        population = _trained(
-            task, setting, learning_rates, seeds, steps, evaluate=[steps], evaluate_on=["validation"]
-        )
-        row = population.log.rows.get(steps, {})
-        return row.get("validation_loss", torch.full((len(seeds),), torch.inf))
-
-    return tune(score, setting.grid, TUNING_SEEDS)
-
-
 def probed(task: Task, setting: Setting, lr: float) -> pd.DataFrame:
     """Probes before the first update and at every interval, each on a batch of its own."""
     import pandas as pd
 
-    assert task.train is not None
-    seeds = list(range(setting.seeds))
-    objective = Objective(task, data=batch_at(task, setting, 0), execution=setting.execution)
+    objective = Objective(task, data=setting.batch_at(task, "probe", 0), execution=setting.execution)
     whole = training_loss(task, setting.execution)
     tables: list[pd.DataFrame] = []
 
     def probe(population: Population) -> None:
-        here = objective.on(batch_at(task, setting, population.step))
+        here = objective.on(setting.batch_at(task, "probe", population.step))
         loss = whole.value(population.points).numpy(force=True)
         parts = [
             # Gradients all the way along the raw steps; losses are enough for the relative ones.
@@ -189,17 +159,7 @@ def probed(task: Task, setting: Setting, lr: float) -> pd.DataFrame:
             rows = part.summary.drop(columns="mode").assign(updates=population.step)
             tables.append(rows.assign(train_loss=loss[rows["member"]]))
 
-    probe(_trained(task, setting, [lr] * len(seeds), seeds, 0))
-    every = setting.every
-    _trained(
-        task,
-        setting,
-        [lr] * len(seeds),
-        seeds,
-        setting.steps,
-        record=lambda step: (step + 1) % every == 0,
-        watch=probe,
-    )
+    setting.follow(task, lr, probe)
     return pd.concat(tables, ignore_index=True).rename(columns={"member": "seed"}).assign(lr=lr)
 
 
@@ -209,13 +169,6 @@ def training_loss(task: Task, execution: str = "stacked") -> Objective:
     In evaluation mode a network with batch norm would be told by averages that lag behind it.
     """
     return Objective(task, chunk=2000, execution=execution)
-
-
-def batch_at(task: Task, setting: Setting, step: int) -> Any:
-    """The batch of a probe: a function of the step alone, the same for every seed and arm."""
-    assert task.train is not None
-    order = torch.randperm(len(task.train), generator=generator(0, "probe", step))
-    return task.train.take(order[: setting.batch])
 
 
 def log_ratio(upper: pd.Series, lower: pd.Series) -> pd.Series:
@@ -274,18 +227,3 @@ def edges(tuning: pd.DataFrame) -> str:
         picked = rows[rows["chosen"]].iloc[0]
         told.append(f"{arm} {picked['lr']:.3g}{' (edge of the grid)' if picked['at_edge'] else ''}")
     return "rates: " + ", ".join(told)
-
-
-def _trained(
-    task: Task, setting: Setting, lrs: list[float], seeds: list[int], steps: int, **options: Any
-) -> Population:
-    return trained(
-        task,
-        SGD(lr=list(lrs)),
-        seeds=list(seeds),
-        steps=steps,
-        batch_size=setting.batch,
-        device=setting.device,
-        execution=setting.execution,
-        **options,
-    )
