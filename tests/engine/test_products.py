@@ -72,7 +72,8 @@ def test_only_large_linear_layers_are_taken_over(monkeypatch):
             (torch.ones(2, 128), 2),
         ):
             y = F.linear(x, w, b)
-            assert y.shape == (*x.shape[:-1], 128) and float(y.flatten()[0]) == 128
+            assert y.shape == (*x.shape[:-1], 128)
+            assert float(y.flatten()[0]) == 128
             assert len(taken) == (count if products.available(w) else 0)
         F.linear(torch.ones(64, 128, dtype=torch.float64), w.double(), b.double())
     assert LargeProducts.pay([w]) == products.available(w)

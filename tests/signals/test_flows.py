@@ -310,7 +310,8 @@ class Written(nn.Module):
 def test_the_tape_and_autograd_see_the_same(training: bool) -> None:
     x, y = batch(4, examples=40)
     task = supervised(Written, (x, y))
-    population = train(task, "sgd", seeds=3, steps=2, batch_size=10, dtype="float64", evaluate=None)
+    options = {"dtype": "float64", "evaluate": None, "execution": "stacked"}
+    population = train(task, "sgd", seeds=3, steps=2, batch_size=10, **options)
     assert population.execution is not None
     assert population.execution.backend.name == "tape"
     found = []
@@ -334,8 +335,10 @@ def test_the_tape_and_autograd_see_the_same(training: bool) -> None:
 def test_what_the_tape_cannot_see_autograd_does() -> None:
     x, y = batch(4, examples=20)
     task = supervised(lambda: nn.Sequential(nn.ReLU(), nn.Linear(4, 3)), (x, y))
-    population = train(task, "sgd", seeds=2, steps=1, batch_size=5, dtype="float64", evaluate=None)
+    options = {"dtype": "float64", "evaluate": None, "execution": "stacked"}
+    population = train(task, "sgd", seeds=2, steps=1, batch_size=5, **options)
     instrument = Instrument.of(population)
+    assert instrument.taping
     seen = instrument(population.points, (x, y), torch.arange(2))
     assert not instrument.taping
     assert bool((seen.gradients["0"] != 0).any())

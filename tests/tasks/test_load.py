@@ -48,7 +48,9 @@ BAD_FILES = {
     "empty name": (GOOD, "", "no task in .*mine.py is named '': choose one of task, make$"),
     "a number": ("task = 3", "task", "task in .* is a int, no Task"),
     "needs arguments": ("def task(a): ...", "task", "task in .* raised TypeError.*: give FILE.py:NAME"),
-    "function raises": ("def task():\n    raise KeyError('k')", "task", r"raised KeyError in line 2 \('k'\): mend"),
+    "function raises": (
+        "def task():\n    raise KeyError('k')", "task", r"raised KeyError in line 2 \('k'\): mend",
+    ),
     "function returns": ("def task(): return 'x'", "task", "task in .* returned a str, no Task"),
     "its own sentence": (
         "from losslab.errors import LosslabError\ndef task(): raise LosslabError('said already')", "task",

@@ -178,7 +178,7 @@ class Watch(TorchFunctionMode):
             name = self._name(module)
             self.known[key] = self._layer(module, name) if self._reports(module, name) else None
         layer = self.known[key]
-        return None if layer is None else self._keep(layer, _first((args, kwargs)), output)
+        return None if layer is None else self._keep(layer, _first(args or kwargs), output)
 
     def _layer(self, module: nn.Module, name: str) -> Layer:
         prefix = f"{self.names[module]}." if self.names[module] else ""

@@ -19,11 +19,8 @@ from losslab.tasks import Batch, Data
 if TYPE_CHECKING:
     import pandas as pd
 
-WAITING = 16
-"""Looks whose statistics are finished together."""
-
-HELD = 2**25
-"""Bytes that looks may hold until they are."""
+HELD = 2**24
+"""Bytes that looks may hold before their statistics are finished, all together."""
 
 PROBE = 32
 """Examples looked at by default: enough for moments over all units, and cheap."""
@@ -83,6 +80,8 @@ class Recorder:
         self.batch: Batch = None
         self.updates: Stack = {}
         self.main: list[str] = []
+        self.held = 0
+        self.keys = torch.empty(0, dtype=torch.int64)
         self.before: tuple[int, Stack] | None = None
 
     def when(self, step: int) -> bool:
@@ -99,15 +98,15 @@ class Recorder:
             self.before = step, {n: population.points.weights[n].clone() for n in self.main}
 
     def _look(self, population: Population) -> None:
+        self.latest = None  # so that its memory is taken again
         if self.instrument is None:
             self.instrument = Instrument.of(population, self.layers)
             probe = self.probe
             given = examples_of(population.task, probe) if isinstance(probe, int) else probe
             self.batch = placed(given.all() if isinstance(given, Data) else given, population)
-        self.latest = None  # so that its memory is taken again
-        seen = self.instrument(
-            population.points, self.batch, keys_of(population), False, self.training, self.gradients
-        )
+            self.keys = keys_of(population)
+        keys = keys_of(population) if self.instrument.drawing else self.keys
+        seen = self.instrument(population.points, self.batch, keys, False, self.training, self.gradients)
         parts = measured(seen, self.percentiles, self.sample, backward_percentiles=False)
         self.main = list(dict.fromkeys(w for _, w in main_weights(seen.layers, seen.points.weights)))
         if self.before is not None:
@@ -116,8 +115,9 @@ class Recorder:
             parts += update_parts(seen.layers, self.updates)
         self.steps.append(population.step)
         self.waiting.append(parts)
-        held = sum(t.untyped_storage().nbytes() for part in parts for t in part.columns)
-        if len(self.waiting) >= WAITING or held * len(self.waiting) > HELD:
+        if self.held == 0:  # the same at every look
+            self.held = sum(t.untyped_storage().nbytes() for part in parts for t in part.columns)
+        if self.held * len(self.waiting) > HELD:
             self._finish()
         self.losses.append(seen.losses)
         self.latest = seen
