@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from losslab.cli.runs import saved_points
-from losslab.cli.terminal import terminal
+from losslab.cli.terminal import printed, terminal
 from losslab.errors import LosslabError
 
 if TYPE_CHECKING:
@@ -61,11 +61,11 @@ def curvature(command: Curvature) -> None:
     eigenvalues = tabled(found)
     told.append(f"Trace {trace}; {operator.size} weights.")
     console = terminal()
-    console.print(_printed(eigenvalues, f"{task.name}: {operator.kind}"))
+    console.print(printed(eigenvalues, f"{task.name}: {operator.kind}"))
     if density is not None:
         console.print(_bars(density))
     if layers is not None:
-        console.print(_printed(layers, "Layer by layer, the others held"))
+        console.print(printed(layers, "Layer by layer, the others held"))
     for sentence in told:
         console.print(f"• {sentence}", highlight=False)
     seconds = time.perf_counter() - begun
@@ -205,19 +205,6 @@ def _dtype(name: str) -> Any:
     if name not in known:
         raise unknown("dtype", name, known)
     return getattr(torch, name)
-
-
-def _printed(frame: pd.DataFrame, title: str) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for column in frame.columns:
-        table.add_column(
-            str(column).replace("_", " "), justify="left" if frame[column].dtype == object else "right"
-        )
-    for row in frame.itertuples(index=False, name=None):
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
-    return table
 
 
 def _bars(density: Density) -> Table:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from losslab.cli.places import Chosen, check_ends, choose, land, work
 from losslab.cli.runs import saved_points
-from losslab.cli.terminal import terminal
+from losslab.cli.terminal import printed, terminal
 from losslab.errors import LosslabError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
     from torch import Tensor
 
     from losslab import paths as room
@@ -53,7 +52,7 @@ def landscape(command: Landscape) -> None:
         seconds = time.perf_counter() - begun
         told = [*chosen.told, *_straight(place, chosen), *of_grid(grid)]
         console = terminal()
-        console.print(_printed(grid.marked, f"{task.name}: {where.dimensions}-dimensional slice"))
+        console.print(printed(grid.marked, f"{task.name}: {where.dimensions}-dimensional slice"))
         for sentence in told:
             console.print(f"• {sentence}", highlight=False)
         measured = next(iter(grid.values.values())).numel()
@@ -145,9 +144,7 @@ def connect(command: Connect) -> None:
         summary = _summary(found, votes)
         told = [*chosen.told, *of_paths(found, command.method), *_voted(command, found, votes)]
         console = terminal()
-        console.print(
-            _printed(summary, f"{task.name}: {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}")
-        )
+        console.print(printed(summary, f"{task.name}: {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}"))
         for sentence in told:
             console.print(f"• {sentence}", highlight=False)
         console.print(f"{len(found)} paths in {time.perf_counter() - begun:.1f} s", style="dim")
@@ -329,19 +326,6 @@ def _plane(
         drawing._replace(caption=shown + drawing.caption + (far if path.frame.members > 3 else ""))
         for drawing in drawings
     ]
-
-
-def _printed(table: pd.DataFrame, title: str) -> Table:
-    from pandas.api.types import is_numeric_dtype
-    from rich.table import Table
-
-    shown = Table(title=title, title_justify="left")
-    for column in table.columns:
-        left = not is_numeric_dtype(table[column])
-        shown.add_column(str(column).replace("_", " "), justify="left" if left else "right", no_wrap=left)
-    for row in table.itertuples(index=False):
-        shown.add_row(*("" if v != v else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
-    return shown
 
 
 def _write(

@@ -32,16 +32,16 @@ def counted(number: int, what: str) -> str:
 
 
 def printed(frame: pd.DataFrame, title: str) -> Table:
-    """A table for the terminal: words to the left, numbers to the right in four digits."""
+    """A table for the terminal: words to the left, numbers to the right in four digits, NaN left out."""
     import pandas as pd
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
     for column in frame.columns:
-        number = pd.api.types.is_numeric_dtype(frame[column])
-        table.add_column(str(column).replace("_", " "), justify="right" if number else "left")
+        words = not pd.api.types.is_numeric_dtype(frame[column])
+        table.add_column(str(column).replace("_", " "), justify="left" if words else "right", no_wrap=words)
     for row in frame.itertuples(index=False, name=None):
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+        table.add_row(*("" if v != v else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
     return table
 
 

@@ -151,13 +151,26 @@ def _reduction(function: Any) -> Callable[..., Any]:
     return run
 
 
+def argmax(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
+    """As torch's: the first largest; its own kernel is 4 to 20 times slower on a CPU than that of ``max``."""
+    return x.max(dim, keepdim).indices if x.is_cpu else torch.argmax(x, dim, keepdim)
+
+
+def argmin(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
+    """As torch's: the first smallest."""
+    return x.min(dim, keepdim).indices if x.is_cpu else torch.argmin(x, dim, keepdim)
+
+
+for _name, _quick in (("argmax", argmax), ("argmin", argmin)):
+    for _function in _methods(_name):
+        OPERATIONS[_function] = _reduction(_quick)
+
+
 for _name in (
     "sum",
     "mean",
     "amax",
     "amin",
-    "argmax",
-    "argmin",
     "logsumexp",
     "var",
     "std",
