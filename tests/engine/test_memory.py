@@ -37,6 +37,6 @@ def test_free_memory_is_a_number_of_bytes() -> None:
 def test_a_last_batch_of_one_names_the_remedy(execution: str) -> None:
     x = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
     task = supervised(mlp(3, 4, 2, batch_norm=True), train=(x, (x[:, 0] > 0).long()))
-    with pytest.raises(LosslabError, match=r"last batch has 1 examples.*a channel.*drop_last"):
+    with pytest.raises(LosslabError, match=r"last batch has 1 example .*a channel.*drop_last"):
         train(task, "sgd", seeds=2, epochs=1, batch_size=4, execution=execution)
     train(task, "sgd", seeds=2, epochs=1, batch_size=4, drop_last=True, execution=execution)

@@ -189,8 +189,8 @@ def left_out(summary: pd.DataFrame, shown: pd.DataFrame, command: Smoothness) ->
     everything = summary["updates"].nunique()
     if (some := shown["updates"].nunique()) < everything:
         told.append(
-            f"The table has {some} of the {everything} probes, spread over training; figures (--out) "
-            "draw all."
+            f"The table has {some} of the {everything} probes, spread over training; the figures "
+            "(--out) draw all."
         )
     return told
 
