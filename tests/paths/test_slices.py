@@ -14,6 +14,7 @@ from losslab.engine.randomness import seeded
 from losslab.errors import LosslabError
 from losslab.paths import Landscape, Trajectory, Work, along, measure_slice, principal, random_slice, through
 from losslab.paths import landscape as landscape_module
+from losslab.paths.sharing import Straight
 from losslab.rules import make
 from losslab.tasks import Task, conv2, double_well, function_task, mlp, rosenbrock, supervised
 from losslab.tasks.models import ResidualBlock
@@ -128,6 +129,53 @@ def test_the_shared_first_layer_is_used_and_changes_nothing(kind, monkeypatch):
     shared = landscape.along(plane.frame, plane.coefficients(coordinates))
     assert list(landscape._agrees.values()) == [True]
     monkeypatch.setattr(landscape_module, "WEIGHTS_BYTES", 4000)  # in pieces
+    torch.testing.assert_close(shared, landscape(plane.at(coordinates)), **EXACT)
+
+
+STRAIGHT = {
+    "activations": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 7, bias=False), nn.SiLU(), nn.Dropout(0.5),
+        nn.Sequential(nn.Linear(7, 5), nn.Softsign(), nn.Linear(5, 3), nn.Sigmoid()),
+    ),
+    "one layer": lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 3)),
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Identity(), nn.Linear(4, 3)),
+}  # fmt: skip
+BENT = {
+    "tokens": lambda: nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)),
+    "activation first": lambda: nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(6, 3)),
+    "unknown": lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 3), nn.Softmax(-1)),
+    "frozen": lambda: _frozen(nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))),
+}
+
+
+def _frozen(module):
+    module[1].weight.requires_grad_(False)
+    return module
+
+
+def _penalised(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1]) + sum(p.square().sum() for p in model.parameters())
+
+
+@pytest.mark.parametrize("loss", ["plain", "penalised"])
+@pytest.mark.parametrize("name", [*STRAIGHT, *BENT])
+def test_chains_are_run_point_by_point_and_nothing_else_is(name, loss, monkeypatch):
+    g = torch.Generator().manual_seed(1)
+    x, y = torch.randn(20, 2, 3, generator=g, dtype=torch.float64), torch.randint(3, (20,), generator=g)
+    make = {**STRAIGHT, **BENT}[name]
+    task = supervised(lambda: make().double(), (x, y))
+    if loss == "penalised":
+        task = task.replace(loss=_penalised)
+    plane = through([task.model() for _ in range(3)])
+    runs = []
+    outputs = Straight.outputs
+    monkeypatch.setattr(Straight, "outputs", lambda self, *args: runs.append(1) or outputs(self, *args))
+    # a grid's rows, where only the last coefficient moves, and points at random
+    coordinates = torch.cat([torch.cartesian_prod(torch.rand(3, generator=g), torch.rand(4, generator=g)),
+                             torch.randn(9, 2, generator=g)])  # fmt: skip
+    landscape = Landscape(task, execution="stacked", chunk=7)
+    shared = landscape.along(plane.frame, plane.coefficients(coordinates))
+    assert bool(runs) == (name in STRAIGHT)
     torch.testing.assert_close(shared, landscape(plane.at(coordinates)), **EXACT)
 
 

@@ -61,7 +61,7 @@ class Chain:
             return None
         names = {(id(table), key): name for table, key, name in template.slots}
         steps = []
-        for layer in _layers(template.module):
+        for layer in layers(template.module):
             found = None if layer is None else _step(layer, names, template)
             if found is None:
                 return None
@@ -104,14 +104,14 @@ class Chain:
         return losses, Gradients({name: found[name] for name in weights})
 
 
-def _layers(module: nn.Module) -> Iterator[nn.Module | None]:
+def layers(module: nn.Module) -> Iterator[nn.Module | None]:
     """The layers in their order; None stands for what is no plain layer."""
     hooked = any(getattr(module, table) for table in _HOOKS)
     if hooked or "forward" in module.__dict__:
         yield None
     elif type(module) is nn.Sequential:
         for inner in module:
-            yield from _layers(inner)
+            yield from layers(inner)
     else:
         yield module
 

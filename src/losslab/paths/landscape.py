@@ -14,14 +14,11 @@ from losslab.engine.measured import without_dropout
 from losslab.engine.objective import POLICIES
 from losslab.errors import unknown
 from losslab.paths.combinations import combine
-from losslab.paths.sharing import run_family
+from losslab.paths.sharing import Remembering, run_family
 from losslab.tasks import Batch, Supervised, Task
 
 WEIGHTS_BYTES = 1 << 28
 """Memory for the weights of the points that are evaluated together."""
-
-ACTIVATIONS_BYTES = 1 << 22
-"""The same for the first layer's outputs, where it is shared: they should stay in the cache."""
 
 Measurements = dict[str, Tensor]
 """``train_loss``, ``train_error``, ``test_loss``, ... -> one number a point, float64."""
@@ -131,9 +128,8 @@ class Landscape:
         found: Measurements = {}
         for prefix, objective in self.sets.items():
             for execution, at, share in objective.pieces(_spread(frame, 8)):
-                size = max(1, ACTIVATIONS_BYTES // (4 * at.examples * _widest(frame)))
                 template = execution.backend.template
-                told = run_family(template, self._fn, frame, coefficients, at, size)
+                told = run_family(template, self._fn, frame, coefficients, at, _widest(frame))
                 _add(found, prefix, told, share)
         return _errors(found)
 
@@ -162,34 +158,18 @@ class Landscape:
             )
         like = next(iter(frame.weights.values()))
         try:
-            found = run_family(execution.backend.template, self._fn, frame, rows.to(like), at, 2)
+            found = run_family(execution.backend.template, self._fn, frame, rows.to(like), at, _widest(frame))
         except Exception:  # whatever the network's code meets that the table does not know
             return False
         tolerance = 1e-9 if like.dtype == torch.float64 else 1e-3
         return all(_near(wanted[n], found[n], tolerance) for n in wanted)
 
 
-class _Once:
-    """A network that is run once on each input, for the loss and the metrics together."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._seen: dict[int, tuple[Any, Any]] = {}
-
-    def __call__(self, x: Any) -> Any:
-        if id(x) not in self._seen:
-            self._seen[id(x)] = (x, self._module(x))
-        return self._seen[id(x)][1]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-
 def _told(task: Task) -> Function:
     metrics, once = task.metrics, isinstance(task.loss, Supervised)
 
     def fn(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        network: Any = _Once(module) if once else module
+        network: Any = Remembering(module) if once else module
         told = {} if metrics is None else dict(metrics(network, batch))
         return {"loss": task.loss(network, batch), **told}
 
