@@ -60,12 +60,15 @@ class Chain:
         if type(loss) is not Supervised or loss.criterion not in LOSSES:
             return None
         names = {(id(table), key): name for table, key, name in template.slots}
-        steps = []
+        steps: list[tuple[Step, tuple[str, ...]]] = []
+        forgotten = False
         for layer in layers(template.module):
-            found = None if layer is None else _step(layer, names, template)
+            found = None if layer is None else _step(layer, names, template, forgotten)
             if found is None:
                 return None
             steps.append(found)
+            # The way back through these needs their inputs, not what came out.
+            forgotten = isinstance(layer, (nn.Linear, nn.BatchNorm1d))
         used = [name for _, mine in steps for name in mine]
         if not used or sorted(used) != sorted(weights):  # frozen, tied and unused weights are the tape's
             return None
@@ -97,10 +100,13 @@ class Chain:
         losses, back = self.loss(x, y)
         g = back(torch.ones_like(losses))
         found: dict[str, Any] = {}
-        for names, vjp in reversed(notes):
+        del x, y, back  # memory given free on the way is taken again while it is still in the cache
+        while notes:
+            names, vjp = notes.pop()
             sent = vjp(g)
             found.update(zip(names, sent, strict=False))
             g = sent[-1]
+            del vjp
         return losses, Gradients({name: found[name] for name in weights})
 
 
@@ -120,7 +126,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def _step(
-    layer: nn.Module, names: dict[tuple[int, str], str], template: Template
+    layer: nn.Module, names: dict[tuple[int, str], str], template: Template, forgotten: bool
 ) -> tuple[Step, tuple[str, ...]] | None:
     held = {key: names[id(layer._parameters), key] for key, p in layer._parameters.items() if p is not None}
     mine = tuple(held[key] for key in ("weight", "bias") if key in held)
@@ -128,7 +134,7 @@ def _step(
     if kind is nn.Linear:
         return _linear(*mine), mine
     if kind in ACTIVATIONS:
-        return _activation(ACTIVATIONS[kind]), ()
+        return _activation(ACTIVATIONS[kind], forgotten), ()
     if kind is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
         return _flatten, ()
     if type(layer) is nn.BatchNorm1d and layer.track_running_stats and layer.momentum is not None:
@@ -148,9 +154,9 @@ def _linear(weight: str, bias: str | None = None) -> Step:
     return run
 
 
-def _activation(activation: operations.Activation) -> Step:
+def _activation(activation: operations.Activation, forgotten: bool) -> Step:
     def run(x: Tensor, weights: Stack, buffers: Stack, inner: bool) -> tuple[Tensor, Any]:
-        y, vjp = activation(x)
+        y, vjp = activation(x, forgotten)
         return y, lambda g: [vjp(g)]
 
     return run

@@ -56,14 +56,17 @@ class Activation:
     Args:
         function: ``y = function(x)``.
         slope: ``(g, x, y)`` -> the gradient sent back, which may take g's memory.
+        inplace: The same function written over x, where the slope does not need x.
     """
 
     function: Any
     slope: Callable[[Tensor, Tensor, Tensor], Tensor]
+    inplace: Any = None
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Vjp]:
-        """Its value, and the way back."""
-        y, slope = self.function(x), self.slope
+    def __call__(self, x: Tensor, forgotten: bool = False) -> tuple[Tensor, Vjp]:
+        """Its value, and the way back; ``forgotten`` tells that nobody else needs x."""
+        function = self.inplace if forgotten and self.inplace is not None else self.function
+        y, slope = function(x), self.slope
         return y, lambda g: slope(g, x, y)
 
 
@@ -75,9 +78,9 @@ _relu_slope = aten.threshold_backward.grad_input
 _tanh_slope = aten.tanh_backward.grad_input
 _sigmoid_slope = aten.sigmoid_backward.grad_input
 
-RELU = Activation(torch.relu, lambda g, x, y: _relu_slope(g, y, 0, grad_input=g))
-TANH = Activation(torch.tanh, lambda g, x, y: _tanh_slope(g, y, grad_input=g))
-SIGMOID = Activation(torch.sigmoid, lambda g, x, y: _sigmoid_slope(g, y, grad_input=g))
+RELU = Activation(torch.relu, lambda g, x, y: _relu_slope(g, y, 0, grad_input=g), torch.relu_)
+TANH = Activation(torch.tanh, lambda g, x, y: _tanh_slope(g, y, grad_input=g), torch.tanh_)
+SIGMOID = Activation(torch.sigmoid, lambda g, x, y: _sigmoid_slope(g, y, grad_input=g), torch.sigmoid_)
 SILU = Activation(F.silu, lambda g, x, y: aten.silu_backward(g, x))
 GELU = Activation(F.gelu, lambda g, x, y: aten.gelu_backward(g, x))
 ELU = Activation(F.elu, lambda g, x, y: aten.elu_backward(g, 1.0, 1.0, 1.0, False, x))

@@ -89,7 +89,9 @@ def backward(result: Node, between: Sequence[Node] = ()) -> dict[int, Tensor]:
     result.grad = torch.ones_like(result.data)
     wanted = {id(node) for node in between}
     found = {}
-    for node in reversed(result.tape):
+    tape = result.tape
+    while tape:
+        node = tape.pop()  # and with it what only its way back needed: the memory is taken again
         g = node.grad
         if g is None:
             continue
@@ -98,7 +100,6 @@ def backward(result: Node, between: Sequence[Node] = ()) -> dict[int, Tensor]:
         for parent, sent in zip(node.parents, node.vjp(g), strict=True):
             parent.grad = sent if parent.grad is None else parent.grad + sent
         node.grad = None
-    result.tape.clear()
     return found
 
 

@@ -119,13 +119,6 @@ class Remembering:
         return getattr(self._module, name)
 
 
-_IN_PLACE: dict[type[nn.Module], Any] = {
-    nn.ReLU: torch.relu_,
-    nn.Tanh: torch.tanh_,
-    nn.Sigmoid: torch.sigmoid_,
-}
-
-
 def _passes_on(layer: nn.Module | None) -> bool:
     """Whether a layer does nothing to vectors in evaluation mode."""
     if isinstance(layer, nn.Flatten):
@@ -162,8 +155,8 @@ class Straight:
                 held = layer._parameters.items()
                 found.append(tuple(names[id(layer._parameters), key] for key, p in held if p is not None))
             elif layer is not None and type(layer) in ACTIVATIONS and found:
-                kind = type(layer)
-                found.append(_IN_PLACE.get(kind, ACTIVATIONS[kind].function))
+                activation = ACTIVATIONS[type(layer)]
+                found.append(activation.inplace or activation.function)
             elif not _passes_on(layer):
                 return None
         used = {name for layer in found if isinstance(layer, tuple) for name in layer}
