@@ -41,6 +41,13 @@ CHAINS = [
     Case("mse", mlp(4, 6, 3, activation="tanh"), targets, SQUARES),
     Case("one layer", lambda: nn.Linear(4, 3), classes, ENTROPY),
     Case("nested", lambda: chain_of(chain_of(nn.Linear(4, 6), nn.Tanh()), nn.Linear(6, 3)), classes, ENTROPY),
+    Case(
+        "two activations",
+        lambda: chain_of(nn.Linear(4, 6), nn.Tanh(), nn.Sigmoid(), nn.Linear(6, 3)),
+        targets,
+        SQUARES,
+    ),
+    Case("activation last", lambda: chain_of(nn.ReLU(), nn.Linear(4, 3), nn.Sigmoid()), targets, SQUARES),
     Case("no bias", lambda: chain_of(nn.Linear(4, 6, bias=False), nn.Linear(6, 3)), classes, ENTROPY),
     Case("images", lambda: chain_of(nn.Flatten(), nn.ReLU(), nn.Linear(4, 3)), images, ENTROPY),
     Case("batch norm", mlp(4, 6, 6, 3, batch_norm=True), classes, ENTROPY),
@@ -66,10 +73,12 @@ def test_a_chain_does_what_the_tape_does(case: Case, private: bool, mode: bool |
     told = []
     for straight in (True, False):
         at, backend = stand(case, private), TapeBackend(template)
+        given = [t.clone() for t in at.batch]
         if not straight:
             backend._chain = (case.loss, None)
         losses, gradients = backend.gradients(case.loss, at)
         assert (backend._chain[1] is not None) is straight
+        assert all(map(torch.equal, given, at.batch))  # activations are written over values, not over data
         told.append((losses, dict(gradients), at.buffers))
     torch.testing.assert_close(told[0][0], told[1][0], rtol=1e-12, atol=1e-14)
     for mine, theirs in zip(told[0][1:], told[1][1:], strict=True):
