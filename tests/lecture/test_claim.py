@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,3 +159,12 @@ def test_every_erratum_is_there_and_says_something() -> None:
         assert all((erratum.where, erratum.printed, erratum.correct))
         assert erratum.printed != erratum.correct
         assert all(re.fullmatch(r"C([1-9]|[1-5]\d|6[0-8])", number) for number in erratum.claims)
+
+
+@pytest.mark.parametrize(
+    ("profile", "paper", "settings"),
+    [("paper", False, "full"), ("paper", True, "paper"), ("full", False, "full"), ("quick", True, "quick")],
+)
+def test_a_result_tells_whose_settings_it_ran(profile: str, paper: bool, settings: str) -> None:
+    ran = Result(replace(KNOWN["C8"], paper=paper), profile)
+    assert (ran.record()["profile"], ran.record()["settings"]) == (profile, settings)

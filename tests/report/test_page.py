@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -161,6 +162,15 @@ def test_text_of_claims_is_escaped(tmp_path: Path) -> None:
     assert "<img" not in page.replace("plotly", "")[: page.index("<script>/**")]
     assert "&lt;img src=x onerror=alert(1)&gt; &amp; x<sub>t</sub>" in page
     assert "Loss &lt;/script&gt; &amp; more" in page
+
+
+def test_a_page_says_where_a_profile_has_no_settings_of_its_own(tmp_path: Path) -> None:
+    found = run([toy("C8"), replace(toy("C9"), paper=True)], Lab("paper"), tmp_path)
+    write_report(found, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text("utf-8")
+    first, second = page[page.index('id="C8"') :].split('id="C9"')
+    assert "paper profile, which has no settings of its own here: the full ones" in first
+    assert "paper profile ·" in second
 
 
 def test_a_figure_that_raises_spoils_nothing_else(tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ class Claim:
         combine: Findings to the overall verdict.
         caveats: What limits the result.
         errata: The errata of the notes that concern the statement, ``("E7",)``.
+        paper: Whether the paper profile has settings of its own here; else it runs the full ones.
     """
 
     id: str
@@ -181,6 +182,7 @@ class Claim:
     combine: Callable[[Sequence[Finding]], Verdict] = agreement
     caveats: tuple[str, ...] = ()
     errata: tuple[str, ...] = ()
+    paper: bool = False
 
 
 @dataclass
@@ -211,6 +213,11 @@ class Result:
     provenance: Mapping[str, object] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def settings(self) -> str:
+        """The profile whose settings were used, which is not the one asked for where a paper has none."""
+        return "full" if self.profile == "paper" and not self.claim.paper else self.profile
+
     def record(self) -> dict[str, object]:
         """The entry of claims.json, strict JSON: non-finite numbers are the strings "nan", "inf", "-inf".
 
@@ -229,6 +236,7 @@ class Result:
             "statement": claim.statement,
             "source": claim.source,
             "profile": self.profile,
+            "settings": self.settings,
             "status": self.status,
             "error": self.error,
             "verdict": None if self.verdict is None else str(self.verdict),

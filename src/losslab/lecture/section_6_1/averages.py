@@ -188,6 +188,7 @@ C7 = Claim(
     statement="Averaging the parameters of a network and of a copy with permuted neurons likely leads to a "
     "larger loss.",
     source="Notes §6.1; Entezari et al. 2022; Ainsworth et al. 2023",
+    paper=True,
     experiment=experiment,
     judge=judge,
     figures=figures,

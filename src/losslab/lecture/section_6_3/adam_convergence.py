@@ -165,6 +165,7 @@ C31 = Claim(
     title="Adam does not converge on some convex problems",
     statement="Although widely used, Adam provably fails to converge, even on some convex problems.",
     source="Notes §6.3.3; Reddi, Kale & Kumar 2018, Theorems 1–3 and §5",
+    paper=True,
     experiment=_experiment,
     judge=_judge,
     figures=_figures,

@@ -171,6 +171,7 @@ C30 = Claim(
     statement="Momentum and per-parameter rates combine well: Adam trains faster than AdaGrad, and about "
     "as fast as the best other rule.",
     source="Implied in notes §6.3.3; Kingma & Ba 2015, §6",
+    paper=True,
     experiment=_experiment_30,
     judge=_judge_30,
     figures=lambda tables: race_figures(tables["runs"]),

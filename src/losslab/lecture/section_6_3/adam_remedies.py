@@ -92,6 +92,7 @@ C32 = Claim(
     statement="With a second moment that never decreases (AMSGrad), or that averages all of the past "
     "(AdamNC), Adam converges there, and AMSGrad also trains better in practice.",
     source="Reddi, Kale & Kumar 2018, §4–5: the reference of notes §6.3.3",
+    paper=True,
     experiment=_experiment,
     judge=_judge,
     figures=_figures,

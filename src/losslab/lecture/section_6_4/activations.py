@@ -120,6 +120,7 @@ C40 = Claim(
     title="Batch norm keeps non-linearities active",
     statement="Batch norm keeps the inputs of the non-linearities where these are active, not saturated.",
     source="Notes §6.4.2; Ioffe & Szegedy 2015, figure 1b and 1c",
+    paper=True,
     experiment=active_experiment,
     judge=active_judge,
     figures=active_figures,
@@ -238,6 +239,7 @@ C41 = Claim(
         "problem of internal covariate shift."
     ),
     source="Notes §6.4.2; Ioffe & Szegedy 2015",
+    paper=True,
     experiment=stable_experiment,
     judge=stable_judge,
     figures=stable_figures,
@@ -358,6 +360,7 @@ C47 = Claim(
     title="Activations are also stable without batch norm",
     statement="The distributions of the activations are stable during training without batch norm as well.",
     source="Notes §6.4.2, figure 6.4; Santurkar et al. 2018, figure 1c",
+    paper=True,
     experiment=also_experiment,
     judge=also_judge,
     figures=also_figures,

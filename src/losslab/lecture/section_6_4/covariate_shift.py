@@ -250,6 +250,7 @@ C50 = Claim(
     statement="Internal covariate shift may not be what matters: measured by how much the layers below "
     "change a layer's gradient, it is not smaller with batch normalisation.",
     source="Notes §6.4.2; Santurkar et al. 2018, section 2.2 and definition 2.1",
+    paper=True,
     experiment=experiment,
     judge=judge,
     figures=figures,

@@ -142,6 +142,7 @@ C52 = Claim(
     statement="Along its gradient the Hessian of a batch-norm network's loss is smaller, so that a "
     "first-order model of the loss is more accurate.",
     source="Notes §6.4.2; Santurkar et al. 2018, section 3.1, Fig. 4b, 4c and theorem 4.2",
+    paper=True,
     experiment=experiment,
     judge=judge,
     figures=figures,

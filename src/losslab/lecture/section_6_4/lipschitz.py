@@ -153,6 +153,7 @@ C51 = Claim(
     title="Batch norm improves the Lipschitz constant of the loss",
     statement="Batch normalisation makes the loss smoother: its Lipschitz constant improves.",
     source="Notes §6.4.2; Santurkar et al. 2018, section 3.1, Fig. 4a and theorem 4.1",
+    paper=True,
     experiment=experiment,
     judge=judge,
     figures=figures,

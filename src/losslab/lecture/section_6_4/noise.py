@@ -135,6 +135,7 @@ C48 = Claim(
         "unstable."
     ),
     source="Notes §6.4.2, figure 6.5a; Santurkar et al. 2018, section 2 and appendix",
+    paper=True,
     experiment=drift_experiment,
     judge=drift_judge,
     figures=drift_figures,
@@ -268,6 +269,7 @@ C49 = Claim(
         "standard network, although the activations are unstable: the stability is not what helps."
     ),
     source="Notes §6.4.2, figure 6.5b; Santurkar et al. 2018, section 2",
+    paper=True,
     experiment=accuracy_experiment,
     judge=accuracy_judge,
     figures=accuracy_figures,

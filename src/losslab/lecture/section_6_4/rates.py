@@ -235,6 +235,7 @@ C38 = Claim(
         "diverges; at 0.1 both train."
     ),
     source="Notes §6.4.2, figure 6.3; Santurkar et al. 2018, figure 1",
+    paper=True,
     experiment=experiment,
     judge=judge,
     figures=figures,

@@ -224,6 +224,7 @@ C39 = Claim(
     title="Batch norm networks train faster",
     statement="Networks with batch norm train and converge faster than the same networks without it.",
     source="Notes §6.4.2; Ioffe & Szegedy 2015, section 4.1 and figure 1a",
+    paper=True,
     experiment=experiment,
     judge=judge,
     figures=figures,

@@ -167,6 +167,7 @@ C61 = Claim(
     statement="Xavier's initialisation keeps activations and gradients alike from layer to layer, and "
     "networks train better from it than from the standard heuristic.",
     source="Notes §6.5.2; Glorot & Bengio 2010, §4.2, table 1",
+    paper=True,
     experiment=experiment,
     judge=judge,
     figures=figures,

@@ -271,6 +271,7 @@ C62 = Claim(
     statement="Independently trained minima are connected by simple curves, such as chains of two straight "
     "pieces, along which the cost stays nearly the same.",
     source="Notes §6.6.1; Garipov et al. 2018; Draxler et al. 2018; Freeman & Bruna 2017",
+    paper=True,
     experiment=experiment,
     judge=judge,
     figures=figures,

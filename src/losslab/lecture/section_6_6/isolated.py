@@ -244,6 +244,7 @@ C63 = Claim(
     statement="That minima are connected is surprising: they were thought to be isolated, and straight lines "
     "between them cross a barrier.",
     source="Notes §6.6.1; Frankle et al. 2020; Entezari et al. 2022; Ainsworth et al. 2023",
+    paper=True,
     experiment=experiment,
     judge=judge,
     figures=figures,
