@@ -43,5 +43,5 @@ $(VENV)/.dev: $(VENV)/.lab
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.lab
-	@$(BIN)/pip install -q -c constraints.txt -e ".[data,bench]"
+	@$(BIN)/pip install -q -c constraints.txt -e ".[data,bench,fast]"
 	@touch $@

@@ -8,7 +8,7 @@ every step, and need not be run to find out what it does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losslab.engine import kernels, operations
+from losslab.engine.compiled import Block, Compiled
 from losslab.engine.gradients import Gradients
 from losslab.engine.points import Stack
 from losslab.engine.stacked import NotInTable
@@ -35,6 +36,9 @@ LOSSES: dict[Any, Callable[[Tensor, Tensor], tuple[Tensor, operations.Vjp]]] = {
     F.mse_loss: operations.mean_square,
 }
 
+TRACKED = ("running_mean", "running_var", "num_batches_tracked")
+"""Batch norm's buffers."""
+
 Step = Callable[[Tensor, Stack, Stack, bool], tuple[Tensor, Callable[[Tensor], list[Any]]]]
 """Value, weights, buffers, whether the value depends on weights -> the next value, and the way back to the
 step's weights and then to its value."""
@@ -48,11 +52,13 @@ class Chain:
         steps: Each with the names of its weights.
         loss: The loss of outputs and targets.
         classes: Whether targets are class indices.
+        compiled: The same as machine code, where there is some for these layers.
     """
 
     steps: tuple[tuple[Step, tuple[str, ...]], ...]
     loss: Callable[[Tensor, Tensor], tuple[Tensor, operations.Vjp]]
     classes: bool
+    compiled: Compiled | None = None
 
     @classmethod
     def of(cls, template: Template, loss: Any, weights: Stack) -> Chain | None:
@@ -72,7 +78,11 @@ class Chain:
         used = [name for _, mine in steps for name in mine]
         if not used or sorted(used) != sorted(weights):  # frozen, tied and unused weights are the tape's
             return None
-        return cls(tuple(steps), LOSSES[loss.criterion], loss.criterion is F.cross_entropy)
+        classes = loss.criterion is F.cross_entropy
+        blocks = _blocks(template, names) if classes else None
+        flat = any(isinstance(layer, nn.Flatten) for layer in layers(template.module))
+        compiled = Compiled(blocks, flat) if blocks else None
+        return cls(tuple(steps), LOSSES[loss.criterion], classes, compiled)
 
     def gradients(
         self, weights: Stack, buffers: Stack, batch: Any, private: bool
@@ -90,6 +100,14 @@ class Chain:
             x, y = x.expand(members, *x.shape), y.expand(members, *y.shape)
         if self.classes and (y.dim() != 2 or y.is_floating_point()):
             raise NotInTable("this form of cross_entropy")
+        if self.compiled is not None:
+            done = self.compiled(weights, buffers, x, y)
+            if done is not None:
+                return done[0], Gradients(dict(done[1]))
+        return self._stepwise(weights, buffers, x, y)
+
+    def _stepwise(self, weights: Stack, buffers: Stack, x: Tensor, y: Tensor) -> tuple[Tensor, Gradients]:
+        """Operation by operation, all members at once."""
         notes: list[tuple[tuple[str, ...], Callable[[Tensor], list[Any]]]] = []
         for step, names in self.steps:
             x, vjp = step(x, weights, buffers, bool(notes))
@@ -122,6 +140,29 @@ def layers(module: nn.Module) -> Iterator[nn.Module | None]:
         yield module
 
 
+def _blocks(template: Template, names: dict[tuple[int, str], str]) -> tuple[Block, ...] | None:
+    """The chain as blocks that there is machine code for; None if there is none for some layer."""
+    found: list[Block] = []
+    before: Any = None
+    normed = template.mode(True)  # a measured network may stay in evaluation mode
+    for layer in layers(template.module):
+        kind = type(layer)
+        if isinstance(layer, nn.Linear):
+            bias = None if layer.bias is None else names[id(layer._parameters), "bias"]
+            found.append(Block(names[id(layer._parameters), "weight"], bias))
+        elif isinstance(layer, nn.BatchNorm1d) and layer.affine and before is nn.Linear and normed:
+            affine = [names[id(layer._parameters), key] for key in ("weight", "bias")]
+            tracked = [names[id(layer._buffers), key] for key in TRACKED]
+            norm = (*affine, *tracked)
+            found[-1] = replace(found[-1], norm=norm, momentum=layer.momentum or 0.0, eps=layer.eps)
+        elif kind is nn.ReLU and before in (nn.Linear, nn.BatchNorm1d):
+            found[-1] = replace(found[-1], gated=True)
+        elif kind is not nn.Flatten or found:
+            return None
+        before = kind
+    return tuple(found)
+
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -138,9 +179,7 @@ def _step(
     if kind is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
         return _flatten, ()
     if type(layer) is nn.BatchNorm1d and layer.track_running_stats and layer.momentum is not None:
-        kept = [
-            names[id(layer._buffers), key] for key in ("running_mean", "running_var", "num_batches_tracked")
-        ]
+        kept = [names[id(layer._buffers), key] for key in TRACKED]
         return _batch_norm(mine, kept, layer.momentum, layer.eps, template), mine
     return None
 
