@@ -18,8 +18,8 @@ from torch import Tensor
 
 from losslab.engine.points import Stack
 
-LARGEST = 32768
-"""Numbers in the weight of a layer up to which a member's values stay in a core's cache."""
+LARGEST = 1 << 18
+"""Numbers in the weight of a layer up to which a member's values stay in a core's cache (1 MiB)."""
 
 EXAMPLES = 256
 """The same for examples of a batch."""

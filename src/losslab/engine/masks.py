@@ -102,7 +102,10 @@ class Pruning:
         parts = dict(getattr(grads, "parts", grads))
         for name, factor in self.factors.items():
             part = parts[name]
-            parts[name] = part.times(factor) if isinstance(part, Factored) else part * factor
+            if isinstance(part, Factored):
+                parts[name] = part.times(factor)
+            else:  # a gradient is its receiver's to overwrite, unless members share its memory
+                parts[name] = part.mul_(factor) if part.is_contiguous() else part * factor
         return Gradients(parts)
 
     @torch.no_grad()
