@@ -107,6 +107,7 @@ def sequence(*layers: nn.Module) -> Any:
 
 KNOWN = {
     "no bias": (sequence(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False)), (4,)),
+    "wide": (sequence(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 3)), (784,)),
     "linear": (sequence(nn.Linear(4, 6), nn.Linear(6, 3)), (4,)),
     "images": (sequence(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), (1, 2, 2)),
     "ReLU last": (sequence(nn.Linear(4, 3), nn.ReLU()), (4,)),
@@ -119,7 +120,7 @@ UNKNOWN = {
         sequence(nn.Linear(4, 3), nn.ReLU(), nn.BatchNorm1d(3), nn.Linear(3, 3)), (4,)),
     "no affine": (sequence(nn.Linear(4, 3), nn.BatchNorm1d(3, affine=False)), (4,)),
     "two ReLU": (sequence(nn.Linear(4, 3), nn.ReLU(), nn.ReLU()), (4,)),
-    "large": (sequence(nn.Linear(400, 100), nn.ReLU(), nn.Linear(100, 3)), (400,)),
+    "large": (sequence(nn.Linear(600, 500), nn.ReLU(), nn.Linear(500, 3)), (600,)),
 }  # fmt: skip
 
 
