@@ -13,6 +13,7 @@ from rich.table import Table
 
 from benchmarks import adapters, curvature, lecture, normalisation, paths, populations, startup, tickets
 from benchmarks.measure import Row
+from losslab.engine.compiled import machine_code
 
 SUITES = ("populations", "normalisation", "curvature", "paths", "tickets", "adapters", "startup", "lecture")
 LONG = ("curvature-resnet",)
@@ -47,7 +48,8 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 130)
     console.print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}; medians over interleaved rounds"
+        f"Python {platform.python_version()}, {'with' if machine_code() else 'without'} machine code; "
+        "medians over interleaved rounds"
     )
     missed = 0
     for name in options.suites or SUITES:

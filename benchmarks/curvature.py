@@ -277,20 +277,28 @@ def residual_rows(folder: str | None) -> list[Row]:
     PyHessian is not among them: its graph of 2000 examples does not fit 16 GiB.
     """
     place = resnet_place(folder)
-    return [*products(place, rounds=1, barred=False), *_once(place)]
+    return [*products(place, rounds=3, barred=False), *_once(place)]
 
 
-def _once(place: Place) -> list[Row]:
-    seconds = {}
-    for name, call in (("ours", lambda: ours(place, True)), ("curvlinops", lambda: curvlinops(place, 1e-1))):
+def _once(place: Place, tol: float = 1e-1) -> list[Row]:
+    """Both from nothing; scipy's tolerance is the loosest that does on the MLP."""
+    seconds, residuals = {}, {}
+    for name, call in (("ours", lambda: ours(place, True)), ("curvlinops", lambda: curvlinops(place, tol))):
         begun = time.perf_counter()
         found = call()
-        seconds[name] = time.perf_counter() - begun
-        assert worst(place, found) <= ACCURACY
-    told = f"{seconds['curvlinops'] / seconds['ours']:.1f} times faster ({seconds['curvlinops']:.0f} s)"
+        seconds[name], residuals[name] = time.perf_counter() - begun, worst(place, found)
+        print(f"{place.name}: {name} {seconds[name]:.0f} s, residual {residuals[name]:.1e}", file=sys.stderr)
+    assert residuals["ours"] <= ACCURACY
+    ratio = seconds["curvlinops"] / seconds["ours"]
+    equal = "" if residuals["curvlinops"] <= ACCURACY else ", less accurate"
     return [
         Row(f"{place.name}: {PAIRS} largest eigenpairs", f"{seconds['ours']:.0f} s"),
-        Row("  against curvlinops", told),
+        Row(
+            "  against curvlinops",
+            f"{ratio:.1f} times faster ({seconds['curvlinops']:.0f} s{equal})",
+            ">= 3 times",
+            ratio >= 3,
+        ),
     ]
 
 

@@ -180,10 +180,21 @@ def assert_equal(case: Case, task: losslab.Task) -> float:
     return worst
 
 
+def losses_apart(case: Case, task: losslab.Task) -> float:
+    """The same in float32, as it is timed: the largest relative difference of a loss."""
+    trainer = trainer_of(case, task)
+    loop, worst = TorchLoop(case, trainer), 0.0
+    for _ in range(10):
+        ours, theirs = trainer.step(), torch.stack(loop.step())
+        worst = max(worst, float(((ours - theirs) / theirs).abs().max()))
+    assert worst < 1e-3, f"{case.name}: in float32 losslab and the loop differ by {worst:.1e}"
+    return worst
+
+
 def measure(case: Case, folder: str | None) -> list[Row]:
     """The rows of one case."""
     task = task_of(case, folder)
-    worst = assert_equal(case, task)
+    worst, apart = assert_equal(case, task), losses_apart(case, task)
     trainer = trainer_of(case, task)
     loop, jax = TorchLoop(case, trainer), jax_runner(case, trainer)
     if jax is not None:
@@ -209,6 +220,7 @@ def measure(case: Case, folder: str | None) -> list[Row]:
             f"{each['losslab']:.4f} ms a member-step",
         ),
         Row("  equal to the loop after 10 steps, float64", f"{worst:.0e}", "< 1e-8", worst < 1e-8),
+        Row("  its losses on the way, float32", f"{apart:.0e}", "< 1e-3", apart < 1e-3),
         Row(
             f"  against the fused loop ({each['loop']:.3f} ms)",
             f"{ratio:.2f} times",

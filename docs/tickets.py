@@ -1,10 +1,11 @@
 """Makes tickets.md, and its two figures, from the folder of a lottery of LeNet-300-100 on MNIST.
 
-    python docs/tickets.py FOLDER [--into docs]
+    python docs/tickets.py FOLDER [--conv FOLDER] [--into docs]
 
-FOLDER is what ``losslab tickets mnist --out FOLDER`` wrote. The rules by which the paper's statements are
-judged stand here, and were fixed before the numbers were looked at. Figures are the page's own; Chromium
-turns them into SVG.
+FOLDER is what ``losslab tickets mnist --out FOLDER`` wrote; ``--conv`` is the folder of the reduced Conv-2
+that `losslab lecture --profile paper --claim C65` keeps beside its report. The rules by which the paper's
+statements are judged stand here, and were fixed before the numbers were looked at. Figures are the page's
+own; Chromium turns them into SVG.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import pandas as pd
 from losslab.errors import LosslabError
 from losslab.files import write_atomically
 from losslab.lecture.claim import Drawing
+from losslab.lecture.section_6_6.ticket_runs import CONV_NOTE
 from losslab.report.tickets import draw_score, draw_stop
 from losslab.tickets import comparing
 
@@ -59,7 +61,7 @@ def judged(here: Estimate, nothing: float, stated: float | None = None, at_least
 
     It disagrees where the whole interval lies on the other side of ``nothing`` (no effect), and is open where
     the interval holds it. It agrees where the interval lies on the stated side of ``nothing`` and, if the
-    paper gives a number, holds that number (reaches above it, for "more than"); else only its direction does.
+    paper gives a number, holds that number (lies above it, for "more than"); else only its direction does.
     The stated side is above ``nothing``.
     """
     if math.isnan(here.value):
@@ -243,11 +245,25 @@ other side.
 The next statements are told from memory of the paper; their numbers here are not the paper's. The first
 agrees where the interval lies above what may be lost, the second where no level's mean is below 99.95 %.
 
-{remembered}
+{remembered}{conv}
 """
 
+CONV = """
 
-def page(found: Found) -> str:
+## Conv-2 on CIFAR-10, reduced
+
+{note} The paper's numbers are of the whole experiment, and stand beside nothing here.
+
+{settings}
+
+{sentences}
+
+{levels}
+
+{controls}"""
+
+
+def page(found: Found, conv: Found | None = None) -> str:
     """The page."""
     settings = found.plan
     given = {n: settings[n] for n in ("replicates", "steps")}
@@ -257,12 +273,31 @@ def page(found: Found) -> str:
         command=f"```\n{command}\n```",
         settings=_settings(found),
         sentences=_bullets(comparing.sentences(found.table, settings["tolerance"])),
-        levels=_levels(found),
+        levels=_levels(found, PAPER),
         tolerance=100 * settings["tolerance"],
         shares=_shares(found),
         controls=_controls(found),
         statements=_markdown(("the paper says", "there", "here", ""), statements(found)),
         remembered=_markdown(("statement", "here", ""), remembered(found)) or "No such level has been drawn.",
+        conv="" if conv is None else _convolutional(conv),
+    )
+
+
+def _convolutional(found: Found) -> str:
+    """The section on Conv-2."""
+    return CONV.format(
+        note=CONV_NOTE,
+        settings=_bullets(
+            [
+                f"{found.plan['replicates']} replicates, a look at the validation loss every "
+                f"{found.plan['evaluate']} updates; re-initialised networks at levels "
+                f"{', '.join(map(str, found.controlled)) or '–'}",
+                *_machine(found),
+            ]
+        ),
+        sentences=_bullets(comparing.sentences(found.table, found.plan["tolerance"])),
+        levels=_levels(found, {}),
+        controls=_controls(found),
     )
 
 
@@ -282,13 +317,16 @@ def _settings(found: Found) -> str:
         f"levels {', '.join(map(str, found.controlled)) or '–'}; all networks of a replicate see the same "
         "batches in the same order",
     ]
-    if found.machine:
-        names = ("losslab", "torch", "python", "platform", "cores", "revision", "started")
-        told.append(", ".join(f"{n} {found.machine[n]}" for n in names if found.machine.get(n)))
-    return _bullets(told)
+    return _bullets([*told, *_machine(found)])
 
 
-def _levels(found: Found) -> str:
+def _machine(found: Found) -> list[str]:
+    names = ("losslab", "torch", "python", "platform", "cores", "threads", "revision", "started")
+    told = [f"{n} {found.machine[n]}" for n in names if found.machine.get(n)]
+    return [", ".join(told)] if told else []
+
+
+def _levels(found: Found, paper: dict[int, str]) -> str:
     rows = []
     told = comparing.summary(found.table)
     for row in told[told.arm.isin(["dense", "ticket"])].itertuples():
@@ -302,12 +340,19 @@ def _levels(found: Found) -> str:
             level,
             f"{row.kept:,}",
             f"{100 * row.remaining:.2f}",
-            PAPER.get(level, ""),
+            *([paper.get(level, "")] if paper else []),
             accuracy,
             _steps(row),
         ]
         rows.append((*cells, *((points, faster) if level else ("", "")), verdict))
-    head = ("level", "weights", "P_m, %", "paper's P_m", "test accuracy, %", "early stop")
+    head = (
+        "level",
+        "weights",
+        "P_m, %",
+        *(["paper's P_m"] if paper else []),
+        "test accuracy, %",
+        "early stop",
+    )
     return _markdown((*head, "points above dense", "times as early as dense", "verdict"), rows)
 
 
@@ -384,13 +429,15 @@ def main(arguments: list[str]) -> None:
     """Writes the page and its figures."""
     parser = argparse.ArgumentParser(description="Makes tickets.md from the folder of a lottery.")
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--conv", type=Path, default=None, help="the folder of the reduced Conv-2")
     parser.add_argument("--into", type=Path, default=Path(__file__).parent, help="where tickets.md goes")
     options = parser.parse_args(arguments)
     try:
         found = Found.read(options.folder)
         write_svg(draw_score(found.table), options.into / "tickets-accuracy.svg")
         write_svg(draw_stop(found.table), options.into / "tickets-early-stop.svg")
-        write_atomically(options.into / "tickets.md", page(found).encode())
+        conv = None if options.conv is None else Found.read(options.conv)
+        write_atomically(options.into / "tickets.md", page(found, conv).encode())
     except LosslabError as error:
         sys.exit(f"docs/tickets.py: {error}")
     print(f"written: {options.into / 'tickets.md'} and two figures")

@@ -78,8 +78,13 @@ def test_the_page(tmp_path: Path, room: ModuleType) -> None:
     ):
         assert line in told
     assert "not drawn" not in told
-    short = room.page(room.Found.read(folder_of(tmp_path / "short", 2)))
-    assert short.count("not drawn") == 4
+    assert "Conv-2" not in told
+    few = room.Found.read(folder_of(tmp_path / "short", 2))
+    assert room.page(few).count("not drawn") == 4
+    own, _, conv = room.page(room.Found.read(tmp_path / "all"), few).partition("## Conv-2")
+    assert own.strip() == told.strip()
+    assert "| 64.00 | 97.91 (97.80 to 98.03) | 6,000" in conv  # without the paper's shares, which are LeNet's
+    assert "images averaged to 16×16 pixels" in conv
 
 
 def test_the_paper_s_shares_are_recognised(room: ModuleType) -> None:

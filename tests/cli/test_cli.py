@@ -188,6 +188,8 @@ MISTAKES = {
     "train t.py:good --batch-size 0": "batch_size is 0: pass at least 1",
     "train t.py:good --dtype int8": "no dtype is named 'int8'",
     "train t.py:good --device gpu": "device 'gpu' cannot be used",
+    "train t.py:good --lr": "--lr was given no value: write --lr VALUE",
+    "lecture --claim": "--claim was given no value: write --claim VALUE",
     "train t.py:good --threads 0": "--threads is 0",
     "train t.py:good --patience 0": "patience is 0",
     "train t.py:recurrent --patience 1": "early stopping needs evaluations and there are none",

@@ -21,6 +21,7 @@ deep = supervised(mlp(6, 8, 2, activation="tanh"), (x, y), name="deep")
 line = supervised(lambda: nn.Linear(6, 1, bias=False), (x, x[:, :1]), criterion=nn.MSELoss(), name="line")
 own = Task(deep.model, lambda m, b: m(b[0]).square().mean(), (x, y), name="own")
 normal = supervised(mlp(6, 8, 2, batch_norm=True), (x, y), name="normal")
+whole = Task(deep.model, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1], reduction="none"), (x, y))
 dropped = supervised(mlp(6, 8, 2, dropout=0.5), (x, y), name="dropped")
 """
 
@@ -104,6 +105,10 @@ MISTAKES = [
     (["t.py:deep", "--dtype", "float31"], "no dtype is named"),
     (["t.py:deep", "--examples", "0"], "at least 1"),
     (["t.py:normal", "--matrix", "fisher"], "pass batch_norm='running'"),
+    (["t.py:whole"], "not a scalar: take its mean"),
+    (["t.py:deep", "--lr", "-1"], "--lr is -1"),
+    (["t.py:deep", "--lr", "0"], "--lr is 0"),
+    (["t.py:deep", "--lr", "nan"], "--lr is nan"),
 ]
 
 

@@ -31,6 +31,18 @@ class Net(nn.Module):
         return self.b(torch.relu(self.a(x)))
 
 
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList([nn.TransformerEncoderLayer(6, 2, 8, 0.0, batch_first=True)])
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.encoder.layers[0](x[:, None]).mean(1))
+
+
+nested = supervised(Nested, (x, y), name="nested")
 dead = supervised(Net, (x, y), name="dead")
 """
 
@@ -76,6 +88,14 @@ def test_a_sentence_says_what_is_wrong(capsys: Any) -> None:
     assert code == 0
     assert "relu() (relu)" not in out
     assert "• relu(): 100 % of its units are at zero for every example" in out
+
+
+def test_names_of_layers_are_whole(capsys: Any) -> None:
+    code, out, _ = run(capsys, "t.py:nested", "--steps", "2")
+    assert code == 0
+    assert "encoder.layers.0.self_attn" in out
+    assert "encoder.layers.0.dropout1" in out
+    assert "…" not in out
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,35 @@ from losslab.report.smoothness import draw_smoothness
 from losslab.tasks import digits_task, mlp
 
 TASKS = """
+from torch import nn
 from losslab.tasks import digits_task, mlp
 plain = digits_task(mlp(64, 6, 10))
 normalised = digits_task(mlp(64, 6, 10, batch_norm=True))
+alone = digits_task(mlp(64, 10))
+
+
+class Transformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block, self.head = nn.TransformerEncoderLayer(8, 2, 8, 0.0, batch_first=True), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.head(self.block(x.reshape(-1, 8, 8)).mean(1))
+
+
+transformer = digits_task(Transformer)
+
+
+class Kink(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.layer(0 * x).sub(self.layer.bias).abs().sqrt()
+
+
+kink = digits_task(Kink)
 """
 
 
@@ -35,7 +61,7 @@ def test_command_prints_and_writes_a_page(tmp_path, capsys):
     options = ["--steps", 4, "--every", 2, "--examples", 30, "--seeds", 2, "--lr", 0.1]
     main([str(a) for a in ["smoothness", "t.py:plain", "--compare", "batchnorm", *options, "--out", page]])
     told = capsys.readouterr().out
-    for words in ("standard", "batch norm", "effective β", "With batch norm the loss varies"):
+    for words in ("standard", "batch norm", "effective", "With batch norm the loss varies"):
         assert words in told
     html = page.read_text("utf-8")
     assert "Smoothness of digits" in html
@@ -56,6 +82,19 @@ def test_arms_hold_batch_norm_or_not():
         assert list(arms) == ["standard", "batch norm"]
         found = [any(map(is_batchnorm, task.model().modules())) for task in arms.values()]
         assert found == [False, True]
+
+
+@pytest.mark.parametrize("name", ["alone", "transformer"])
+def test_a_network_without_a_place_for_batch_norm_is_not_compared_with_itself(capsys, name):
+    code, _, err = run(capsys, "smoothness", f"t.py:{name}", "--compare", "batchnorm", "--steps", "0")
+    assert "has no place for batch norm" in one_sentence(code, err)
+
+
+def test_a_gradient_that_is_not_finite_is_told(capsys):
+    code, out, _ = run(capsys, "smoothness", "t.py:kink", "--steps", "0", "--examples", "30")
+    assert code == 0
+    assert "the loss is 2.3 and its gradient is not finite" in out
+    assert "nan" not in out
 
 
 def test_probes_and_rows(summary):
@@ -97,6 +136,8 @@ def test_sentences_follow_the_numbers(summary):
     assert "diverged" not in told
     lost = rows.assign(loss=rows["loss"].where(~(at & (rows["member"] == 1) & (rows["updates"] > 0))))
     assert "standard: 1 of 2 members diverged" in " ".join(sentences(lost, command))
+    alike = " ".join(sentences(rows.assign(variation=1.0), command))
+    assert "varies about as much along raw steps, and about as much along steps relative" in alike
     zero = rows.assign(variation=np.where(at, 0.0, 1.0))
     assert "by 1 instead of 0" in " ".join(sentences(zero, command))
 
@@ -116,7 +157,7 @@ def test_figures_leave_out_what_is_not_finite(summary):
     [
         (["--seeds", "0"], "--seeds is 0"),
         (["--every", "0"], "--every is 0"),
-        (["--raw", "-1"], "raw steps are"),
+        (["--raw", "-1"], "--raw is -1: pass a length above 0"),
         (["--rule", "sdg"], "no rule is named"),
     ],
 )

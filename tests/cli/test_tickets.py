@@ -86,6 +86,38 @@ def test_instability_prints_and_writes(capsys: Any, folder: Path) -> None:
     assert {p.name for p in (folder / "i").iterdir()} == {"instability.csv", "instability.html"}
 
 
+def test_instability_of_the_tickets_of_a_folder(capsys: Any, folder: Path) -> None:
+    assert run(capsys, "t.py:small", *SHORT, "--out", "o")[0] == 0
+    kept = {p.name: p.read_bytes() for p in (folder / "o").iterdir()}
+    asked = ("--out", "o", "--instability", "0", "6", "--ticket", "1")
+    code, out, err = run(capsys, "t.py:small", *SHORT, *asked)
+    assert code == 0, err
+    assert "small, tickets of level 1 with 80.68%" in out
+    assert "Mean error barriers: " in out
+    made = {p.name: p.read_bytes() for p in (folder / "o").iterdir()}
+    assert {n: b for n, b in made.items() if n in kept} == kept
+    assert set(made) - set(kept) == {"instability-01.csv", "instability-01.html"}
+
+
+def test_what_was_found_before_a_level_is_refused_is_told(
+    capsys: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from losslab import tickets
+    from losslab.errors import LosslabError
+
+    original = tickets.lottery
+
+    def refused(task: Any, plan: Any, watch: Any, **more: Any) -> Any:
+        original(task, plan, watch=watch, **more)
+        raise LosslabError("this level would leave '4.weight' without weights: prune fewer levels")
+
+    monkeypatch.setattr(tickets, "lottery", refused)
+    code, out, err = run(capsys, "t.py:small", *SHORT)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "tickets against the others" in out
+    assert "The last ticket" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -117,6 +149,10 @@ def test_instability_prints_and_writes(capsys: Any, folder: Path) -> None:
         (("--instability", "0", "--steps", "0"), "copied at"),
         (("--instability", "0", "--resume", "--out", "o"), "--resume"),
         (("--instability", "0", "--replicates", "0"), "replicates"),
+        (("--instability", "0", "--ticket", "1"), "--ticket was given without --out"),
+        (("--instability", "0", "--ticket", "1", "--out", "empty"), "holds no finished level"),
+        (("--ticket", "1"), "pass both"),
+        (("--levels", "60"), "would prune nothing"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments: tuple[str, ...], told: str, capsys: Any) -> None:

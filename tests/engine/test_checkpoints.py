@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,16 @@ def test_a_folder_that_holds_a_run_is_not_taken_for_another(tmp_path: Path) -> N
     assert meta["step"] == 4
     assert meta["settings"] == first.settings()
     assert torch.equal(saved["weights/0.weight"], first.points["0.weight"])
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_an_outcome_without_checkpoints_is_not_written_over(tmp_path: Path, resume: bool) -> None:
+    run(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(LosslabError, match="the outcome of a run, and no checkpoint to go on from: pass"):
+        run(tmp_path, resume=resume)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 OTHER: list[tuple[dict[str, Any], str]] = [

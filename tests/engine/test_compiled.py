@@ -23,7 +23,7 @@ from losslab.tasks import Supervised, digits_task, mlp
 
 ENTROPY = Supervised(F.cross_entropy)
 
-pytestmark = pytest.mark.skipif(compiled._work() is None, reason="needs numba and vectors of 512 bits")
+pytestmark = pytest.mark.skipif(compiled.machine_code() is None, reason="needs numba and vectors of 512 bits")
 
 
 def chain_of(case: Case, at: Stand) -> Chain:
@@ -175,6 +175,20 @@ def test_large_logits_do_not_overflow() -> None:
     at = stand(case, True, 2, torch.float32)
     at.weights["0.weight"] *= 1e4
     assert compare(case, at)
+
+
+def test_a_small_loss_is_not_lost_beside_large_logits() -> None:
+    case = case_of(mlp(4, 3), (4,), 3, 12)
+    at = stand(case, True, 1, torch.float32)
+    # Logits 1000 x_1 + 10, 1000 x_1, 1000 x_1: a loss of about 1e-4, whatever they have in common.
+    at.weights["0.weight"].zero_()[:, :, 0] = 1000.0
+    at.weights["0.bias"].copy_(torch.tensor([[10.0, 0.0, 0.0]]))
+    x, y = at.batch
+    x.copy_(x.round())
+    y.zero_()
+    losses, _ = chain_of(case, at).gradients(at.weights, at.buffers, at.batch, at.private)
+    wanted = float(torch.log1p(2 * torch.exp(torch.tensor(-10.0, dtype=torch.float64))))
+    assert float(losses[0]) == pytest.approx(wanted, rel=2e-3)
 
 
 def test_a_network_measured_in_evaluation_mode_is_left_to_the_operations() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from losslab import EarlyStopping, LosslabError, Points, Population, Task, TorchRule, supervised, train
 from losslab.engine import checkpoints
 from losslab.engine.gradients import Factored
-from losslab.engine.masks import Pruning, as_masks, stays_at_zero
+from losslab.engine.masks import PrunedCurvature, Pruning, as_masks, stays_at_zero
 from losslab.rules import RULES, Adam, make
 from losslab.rules.schedules import warmup
 from losslab.tasks import mlp
@@ -262,3 +262,12 @@ def test_the_best_weights_are_kept_beside_the_last() -> None:
     assert torch.equal(kept.points.matrix(), go(make("sgd", lr=8.0), steps=30).points.matrix())
     with pytest.raises(LosslabError, match="no best weights"):
         go("sgd").best_points()
+
+
+def test_pruned_curvature_stays_on_its_device() -> None:
+    class Whole:
+        def hessian(self) -> torch.Tensor:
+            return torch.zeros(2, 3, 3, device="meta")
+
+    keep = torch.ones(2, 3, dtype=torch.bool, device="meta")
+    assert PrunedCurvature(Whole(), keep).hessian().device.type == "meta"

@@ -64,7 +64,8 @@ def agree(found, wanted):
     torch.testing.assert_close(found, wanted, **EXACT)
 
 
-STILL = [case for case in CASES if "nois" not in case.name and case.name != "large"]
+LEFT = {"large", "smooth-l1-sum", "ce-sum"}  # an objective is a mean of examples, and refuses sums
+STILL = [case for case in CASES if "nois" not in case.name and case.name not in LEFT]
 
 
 @pytest.mark.parametrize("case", STILL, ids=str)
@@ -346,6 +347,38 @@ BAD = [
     (lambda t: Objective(t).hvp(points_of(t), torch.ones(2, 5)), r"wanted \[1, 15\]"),
     (lambda t: Objective(t).hvp(points_of(t), {"weight": torch.ones(2)}), "differ from the weights at"),
 ]
+
+
+def losing(**options):
+    return lambda m, b: F.cross_entropy(m(b[0]), b[1], **options)
+
+
+LOSSES = {
+    "unreduced": (losing(reduction="none"), r"has shape \(\d+,\), not a scalar"),
+    "a sum": (losing(reduction="sum"), "so it is a sum"),
+    "a number": (lambda m, b: float(losing()(m, b)), "is a float, not a tensor"),
+    "detached": (lambda m, b: losing()(m, b).detach(), "does not depend on the weights"),
+    "of something else": (lambda m, b: torch.ones((), requires_grad=True), "does not depend on the weights"),
+    "raises": (lambda m, b: m(b[1]), "the loss of 'task' raised RuntimeError"),
+}
+
+
+@pytest.mark.parametrize("batch_norm", ["batch", "running", "re-estimate"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_that_is_no_mean_of_examples_is_refused(name, batch_norm):
+    loss, told = LOSSES[name]
+    task = Task(lambda: nn.Linear(4, 3), loss, classified(4)(torch.Generator().manual_seed(0), 12))
+    objective, points = Objective(task, batch_norm=batch_norm, chunk=5), points_of(task)
+    for use in (objective.value, objective.gradient, objective.per_example):
+        with pytest.raises(LosslabError, match=told):
+            use(points)
+
+
+def test_a_loss_may_be_infinite_at_a_network_that_is_only_built():
+    task = Task(lambda: nn.Linear(4, 3), lambda m, x: m(x).mean() / m.bias[0].detach(), torch.ones(3, 4))
+    nought = points_of(task)
+    nought.weights["bias"].zero_()
+    assert not Objective(task).value(nought).isfinite().any()
 
 
 def points_of(task):

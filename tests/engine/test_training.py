@@ -124,6 +124,8 @@ def test_by_default_about_a_hundred_rows_and_an_evaluation_an_epoch() -> None:
         ({"steps": 3, "epochs": 1}, r"both of steps= and epochs= given"),
         ({"steps": None}, r"neither of steps= and epochs= given"),
         ({"steps": -1}, r"steps is -1: pass 0 or more"),
+        ({"steps": 1.5}, r"steps is 1.5: pass 0 or more, a whole number"),
+        ({"batch_size": 2.5}, r"batch_size is 2.5: pass at least 1, or None for all .* in whole numbers"),
         ({"epochs": float("nan")}, r"epochs is nan: pass 0 or more"),
         ({"batch_size": 0}, r"batch_size is 0: pass at least 1"),
         ({"batch_size": 18, "drop_last": True}, r"batch_size is 18 of 17 examples: nothing is left"),

@@ -277,6 +277,8 @@ def test_lsuv_leaves_everything_else_alone() -> None:
 def test_lsuv_says_what_it_could_not_do() -> None:
     with pytest.warns(InitialisationNotice, match=r"the output of '0' has 0"):
         lsuv(torch.zeros(5, 6)).apply(mlp(6, 4, 2)(), seeded())
+    with pytest.raises(LosslabError, match="lsuv's batch is empty: pass at least one example"):
+        lsuv(torch.zeros(0, 6))
     network = Functional()
     network.spare = nn.Linear(2, 2)
     with pytest.warns(InitialisationNotice, match="'spare' is not used"):

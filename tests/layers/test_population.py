@@ -118,6 +118,8 @@ def test_bad_data_are_told() -> None:
         population_statistics(network(), X[:1], exact=True)
     with pytest.raises(LosslabError, match="need one complete batch"):
         population_statistics(network(), X, batch_size=24)
+    with pytest.raises(LosslabError, match="23 examples and a batch_size of 0"):
+        population_statistics(network(), X, batch_size=0)
 
 
 Y = torch.arange(23) % 3

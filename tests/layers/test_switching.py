@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from losslab.engine.randomness import seeded
-from losslab.layers import BatchNorm, NoisyBatchNorm, with_batchnorm, without_batchnorm
+from losslab.errors import LosslabError
+from losslab.layers import BatchNorm, NoisyBatchNorm, fold, with_batchnorm, without_batchnorm
 from losslab.layers.batchnorm import is_batchnorm
 from losslab.tasks import Factory, conv4, mlp, resnet20
 
@@ -144,3 +147,28 @@ def test_a_single_layer_is_the_last_and_a_single_norm_goes() -> None:
     assert repr(with_batchnorm(nn.Linear(3, 2))) == repr(nn.Linear(3, 2))
     assert isinstance(without_batchnorm(nn.BatchNorm1d(3)), nn.Identity)
     assert without_batchnorm(nn.Linear(3, 2, bias=False)).bias is None
+
+
+def test_layers_with_parametrised_weights_are_layers() -> None:
+    given = nn.Sequential(weight_norm(nn.Linear(4, 6)), nn.ReLU(), weight_norm(nn.Conv1d(6, 2, 1)))
+    changed = with_batchnorm(given)
+    assert [is_batchnorm(part) for part in changed] == [False, True, False, False]
+    assert {n for n, _ in changed.named_parameters()} >= {"0.parametrizations.weight.original0", "1.weight"}
+    assert changed[0](torch.ones(2, 4)).shape == (2, 6)
+    assert [type(part) for part in without_batchnorm(changed)] == [type(part) for part in given]
+
+
+def test_features_on_the_last_axis_are_told() -> None:
+    model = with_batchnorm(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)))
+    with pytest.raises(LosslabError, match=r"shape \(3, 5, 6\).* features are the second axis, so transpose"):
+        model(torch.ones(3, 5, 4))
+    with pytest.raises(LosslabError, match="give it as many features as the layer before has outputs"):
+        BatchNorm(6)(torch.ones(3, 5))
+
+
+@pytest.mark.parametrize("change", [with_batchnorm, without_batchnorm, fold])
+def test_what_is_no_network_is_told(change: Any) -> None:
+    with pytest.raises(LosslabError, match="the network is a int: pass a torch"):
+        change(3)
+    with pytest.raises(LosslabError, match="lazy layers without weights yet: run a batch"):
+        change(nn.Sequential(nn.LazyLinear(3), nn.ReLU(), nn.Linear(3, 2)))

@@ -89,3 +89,13 @@ def test_a_line_moves_through_all_frames_within_a_fixed_view():
     slider = drawn.layout.sliders[0]
     assert [step.args[0][0] for step in slider.steps] == [frame.name for frame in drawn.frames]
     assert len(json.loads(embed(Drawing(drawn, "c"))["json"])["frames"]) == 3
+
+
+def test_a_flat_plane_leaves_no_white_space() -> None:
+    heights = {}
+    for flat in (0.01, 0.4, 1.0, 3.0):
+        x, y = np.linspace(-1, 1, 5), np.linspace(-flat, flat, 5)
+        drawn = planes("flat", [Panel(x, y, 1 + np.add.outer(y**2, x**2))], "loss")
+        assert drawn.layout.yaxis.constraintoward == "top"  # next to its colour bar
+        heights[flat] = drawn.layout.height
+    assert heights[0.01] < heights[0.4] < heights[1.0] == heights[3.0]

@@ -63,6 +63,19 @@ def test_walkers_do_not_feel_each_other():
     assert together[0].length < together[2].length < together[1].length
 
 
+@pytest.mark.parametrize("low", [-1e6, -1e3, 1e6])
+def test_the_level_is_kept_to_the_rise_and_not_to_the_loss(low):
+    options = {"rise": 1e-3, "reach": 1.95}
+    ring = landscape(lambda x: _ring(x) + low)
+    (path,) = walk_level(ring, at((1.0, 0.0)), heading((0.0, 3.0)), **options)
+    assert path.found
+    ridge = landscape(lambda x: low + 0.5 * torch.exp(-((x[..., 0] - 1.03) / 0.002).square()))
+    (path,) = walk_level(ridge, at((1.0, 0.0)), heading((1.0, 0.0)), rise=1e-3, reach=0.5, between=30)
+    assert float(path["loss"].max()) - low > 0.3
+    assert not path.found
+    assert "above the level" in path.note
+
+
 def test_few_strides_are_told():
     (path,) = walk_level(landscape(_ring), at((1.0, 0.0)), heading((0.0, 1.0)), rise=1e-3, reach=1.9, steps=3)
     assert not path.found

@@ -350,3 +350,10 @@ def test_a_plane_of_many_large_points_stays_small(monkeypatch):
         points = Points.from_modules([task.model() for _ in range(2)])
     told = Landscape(task, execution="stacked").along(points, torch.rand(9, 2))
     assert told["train_loss"].shape == (9,)
+
+
+def test_a_slice_of_other_networks_is_refused_where_the_first_layer_is_shared():
+    landscape = Landscape(task_of("mlp"))
+    wider = Points.from_modules([mlp(4, 9, 3)() for _ in range(2)])
+    with pytest.raises(LosslabError, match="differ from the objective's network"):
+        measure_slice(landscape, through(wider), torch.linspace(0, 1, 21))

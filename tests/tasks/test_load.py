@@ -51,6 +51,7 @@ BAD_FILES = {
     "function raises": (
         "def task():\n    raise KeyError('k')", "task", r"raised KeyError in line 2 \('k'\): mend",
     ),
+    "function exits": ("def task():\n    raise SystemExit(3)", "task", r"raised SystemExit in line 2 \(3\)"),
     "function returns": ("def task(): return 'x'", "task", "task in .* returned a str, no Task"),
     "its own sentence": (
         "from losslab.errors import LosslabError\ndef task(): raise LosslabError('said already')", "task",

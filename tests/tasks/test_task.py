@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from losslab.errors import LosslabError
 from losslab.tasks import Data, Task, build, check, digits_task, function_task, mlp, rosenbrock, supervised
@@ -96,6 +98,13 @@ def test_bad_tasks(make: Callable[[], Task], message: str) -> None:
         make()
 
 
+def traced() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls it outdated
+        module: nn.Module = torch.jit.trace(nn.Linear(3, 4), X)
+    return module
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -104,6 +113,7 @@ def test_bad_tasks(make: Callable[[], Task], message: str) -> None:
         (lambda: 3, "the model of 'task' built a int"),
         (lambda: None, "the model of 'task' built a NoneType"),
         (lambda: nn.LazyLinear(4), "has lazy layers without weights yet"),
+        (lambda: nn.Sequential(traced()), "has parts compiled by torch.jit, .* give it as"),
     ],
 )
 def test_bad_factories(model: Callable[[], object], message: str) -> None:
@@ -114,7 +124,19 @@ def test_bad_factories(model: Callable[[], object], message: str) -> None:
 LABELS_FAR = torch.cat([Y[:35], torch.tensor([9, 1, 1, 1, 1])])
 LABELS_NEGATIVE = torch.cat([Y[:39], torch.tensor([-1])])
 NOT_FINITE = X.clone().index_fill_(0, torch.tensor([38]), float("nan"))
+INFINITE = X.clone()
+INFINITE[38, 1] = float("inf")
 TOKENS_FAR = torch.cat([torch.zeros(39, 2, dtype=torch.int64), torch.tensor([[0, 8]])])
+
+
+def squashed() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4))
+
+
+def overwritten(model: nn.Module, batch: object) -> torch.Tensor:
+    activated = model(batch[0]).tanh()  # type: ignore[index]
+    return activated.add_(1).sum()  # its derivative needed it
+
 
 BAD = {
     "raises": (classify(loss=fail(RuntimeError("shapes\nand more"))), "raised RuntimeError: shapes: mend it"),
@@ -141,6 +163,10 @@ BAD = {
     "bad data": (classify(train=(X / 0, Y)), r"not a finite number: data\[0\] holds -?(inf|nan) in "),
     "one bad value": (classify(train=(NOT_FINITE, Y)), r"data\[0\] holds nan in example 38; mend the data"),
     "detached": (classify(loss=lambda m, b: mean_output(m, b).detach()), "does not depend on the weights"),
+    "of no weight": (
+        classify(loss=lambda m, b: torch.ones((), requires_grad=True)),
+        "does not depend on the weights",
+    ),
     "labels": (
         classify(train=(X, Y + 1)),
         "run from 1 to 4 and the model has 4 outputs, for labels from 0 to 3: give the",
@@ -153,6 +179,18 @@ BAD = {
     "a far token": (
         Task(lambda: nn.Embedding(8, 2), lambda m, b: m(b).mean(), TOKENS_FAR),
         "raised IndexError: index out of range in self: give indices within the range of the model",
+    ),
+    "one infinite value that a tanh hides": (
+        classify(model=squashed, train=(INFINITE, Y)),
+        r"the gradient of the loss of 'task' is not finite at the start: data\[0\] holds -?inf in example 38",
+    ),
+    "a backward pass that raises": (
+        classify(loss=lambda m, b: mean_output(m, b) + overwritten(m, b)),
+        "the backward pass of the loss of 'task' raised RuntimeError: one of the variables needed",
+    ),
+    "checkpointing": (
+        classify(loss=lambda m, b: checkpoint(m, b[0], use_reentrant=False).mean()),
+        "runs parts of its forward pass again in the backward one .* switch activation checkpointing off",
     ),
     "metrics raise": (
         classify(metrics=fail(TypeError("odd"))),
@@ -170,6 +208,23 @@ def test_check_refuses(name: str) -> None:
     with pytest.raises(LosslabError, match=message) as caught:
         check(task, build(task))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ((X[:5], Y[:5] + 3), "labels of 'task' on its test data run from 3 to 6 and the model has 4 outputs"),
+        ((NOT_FINITE, Y), r"on its test data is nan at the start.*data\[0\] holds nan in example 38"),
+        ((X[:5, :2], Y[:5]), "the loss of 'task' on its test data raised RuntimeError: mat1 and mat2"),
+    ],
+)
+def test_held_out_data_are_looked_at_where_they_will_be(test: object, message: str) -> None:
+    task = classify(test=test)
+    module = build(task)
+    check(task, module)
+    with pytest.raises(LosslabError, match=message):
+        check(task, module, held_out=["test"])
+    check(classify(test=(X, Y)), module, held_out=["test"])
 
 
 @pytest.mark.parametrize(

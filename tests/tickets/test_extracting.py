@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from losslab import LosslabError, supervised, train
-from losslab.rules import SGD
+from losslab.engine import Branch, Objective, randomness
+from losslab.rules import SGD, Momentum, State
 from losslab.tasks import conv2, digits_task, mlp
 from losslab.tickets import (
+    Plan,
     compact,
     instability,
+    lottery,
     speed,
     stability_sentences,
     stability_summary,
@@ -114,6 +117,41 @@ def test_the_barrier_is_that_of_the_segment() -> None:
     )
     masks = {"weight": torch.tensor([[True, True, False, False, True, True]])}
     assert len(instability(task, SGD(lr=0.05), steps=2, replicates=2, batch_size=5, masks=masks)) == 2
+
+
+def test_tickets_part_from_their_own_start_under_their_own_masks() -> None:
+    y = (X[:, 0] > 0).long()
+    task = supervised(mlp(6, 8, 2), (X, y), validation=(X, y))
+    plan = Plan(levels=2, replicates=2, steps=8, evaluate=4, batch_size=5, rule=Momentum(lr=0.1), rewind=3)
+    drawn = lottery(task, plan, progress=False)
+    found = drawn.instability(2, [3, 5], points=3)
+    assert found.groupby("k").replicate.nunique().to_dict() == {3: 2, 5: 2}
+    own = drawn.outcome(2)
+    for replicate in (0, 1):  # each ticket by itself, by hand
+        masks = drawn.masks(2, replicate)
+        keys = [randomness.key(replicate, "order of a copy", 3, copy) >> 1 for copy in (0, 1)]
+        ends = [
+            train(drawn.task, plan.rule, seeds=[key], steps=8, start=one, masks=masks, batch_size=5)
+            for key in keys
+            for one in [Branch(own.start.points.select([replicate]), rows(own.start.state, replicate), 3)]
+        ]
+        objective = Objective(drawn.task, "validation")
+        a, b = (end.points for end in ends)
+        middle = objective.value(a.at(0.5 * (a.matrix() + b.matrix())))
+        losses = [float(objective.value(p)) for p in (a, b)]
+        row = found[(found.k == 3) & (found.replicate == replicate) & (found.measure == "loss")].iloc[0]
+        assert sorted([row["first"], row["second"]]) == pytest.approx(sorted(losses), rel=1e-5)
+        assert row.instability == pytest.approx(max(*losses, float(middle)) - sum(losses) / 2, abs=1e-6)
+    with pytest.raises(LosslabError, match="start at 3"):
+        drawn.instability(2, [0])
+    with pytest.raises(LosslabError, match="was not drawn"):
+        drawn.instability(3, [3])
+    with pytest.raises(LosslabError, match="masks of this model"):
+        instability(task, steps=2, replicates=2, masks={"0.weight": torch.ones(3, 8, 6)})
+
+
+def rows(state: State, row: int) -> State:
+    return {slot: {n: t[[row]] for n, t in tensors.items()} for slot, tensors in state.items()}
 
 
 @pytest.mark.parametrize(

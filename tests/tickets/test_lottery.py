@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from losslab import LosslabError, Task, supervised, train
-from losslab.engine import Branch
+from losslab.engine import Branch, ExecutionNotice
 from losslab.layers import xavier
 from losslab.rules import SGD, Adam, Momentum
 from losslab.rules.schedules import warmup
 from losslab.tasks import conv2, mlp
-from losslab.tickets import Lottery, Plan, Scope, lottery, prunable
+from losslab.tickets import Lottery, Plan, Scope, lottery, prunable, reopened
 from losslab.tickets import experiment as room
 
 G = torch.Generator().manual_seed(0)
@@ -391,6 +392,10 @@ def test_the_verdict(ticket: float, control: float, said: str) -> None:
         ({"rounds": 3}, "trained weights"),
         ({"scope": Scope(rate=0.9), "levels": 20}, "without weights"),
         ({"scope": Scope(rate=0.9, units=True), "levels": 2}, "without units"),
+        ({"levels": 60}, "level 18 would prune nothing"),
+        ({"levels": 60, "scope": Scope(units=True)}, "level [0-9] would prune nothing"),
+        ({"levels": 60, "one_shot": True}, "level 23 would leave '0.weight' without"),
+        ({"levels": 60, "criterion": "snip"}, "level 23 would leave '0.weight' without"),
     ],
 )
 def test_plans_that_cannot_be(changes: dict[str, Any], told: str) -> None:
@@ -412,6 +417,43 @@ def test_what_cannot_be_done_is_told_before_anything_trains(
     with pytest.raises(LosslabError, match="without units"):
         drawn(out=tmp_path, scope=Scope(rate=0.9, units=True))
     assert not list(tmp_path.iterdir())
+
+
+class Recurrent(nn.Module):
+    """Torch's recurrent layers cannot be batched over networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.cell(x.unflatten(1, (2, 3)))[0][:, -1])
+
+
+def test_networks_that_cannot_be_batched_are_drawn_one_by_one() -> None:
+    task = supervised(Recurrent, DATA[0], DATA[1], DATA[2])
+    plan = Plan(levels=1, replicates=2, steps=4, evaluate=4, batch_size=10, controls=("reinit",))
+    with pytest.raises(LosslabError, match="cannot be run as one program"):
+        lottery(task, plan, progress=False)
+    with pytest.warns(ExecutionNotice, match="they are trained one by one"):
+        drawn = lottery(task, plan, progress=False, execution="auto")
+    same(drawn, lottery(task, plan, progress=False, execution="loop"))
+    with pytest.raises(LosslabError, match="not a scalar"):  # not taken for a network that cannot be batched
+        lottery(task.replace(loss=lambda m, b: m(b[0])), plan, progress=False, execution="auto")
+
+
+def test_a_folder_is_read_as_far_as_it_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = drawn(out=tmp_path, levels=2)
+    (tmp_path / "level-02.safetensors").unlink()
+    monkeypatch.setattr(room, "train", None)
+    again = reopened(TASK, first.plan, tmp_path)
+    assert len(again.levels) == 2
+    assert again.table.equals(first.table[first.table.level < 2])
+    with pytest.raises(LosslabError, match="holds no finished level"):
+        reopened(TASK, first.plan, tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+    with pytest.raises(LosslabError, match="differs in steps"):
+        reopened(TASK, Plan(**{**vars(first.plan), "steps": 13}), tmp_path)
 
 
 def test_networks_that_diverge_have_no_final_accuracy_and_no_early_stop() -> None:

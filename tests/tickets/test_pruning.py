@@ -166,8 +166,26 @@ def test_rates_that_cannot_be(settings: dict[str, Any], told: str) -> None:
 
 def test_a_level_that_would_empty_a_layer_and_unknown_layers() -> None:
     layers = prunable(mlp(2, 2, 2)())
-    with pytest.raises(LosslabError, match="without weights"):
+    with pytest.raises(LosslabError, match=r"level 1 would leave '0\.weight' without weights"):
         Scope(rate=0.9).shares(layers, 5)
+    for scope, levels in (
+        (Scope(), 2),
+        (Scope(together=True), 2),
+        (Scope(layers=("2.weight",), output=0.2), 2),
+    ):
+        assert len(scope.shares(layers, levels)) == levels + 1
+        with pytest.raises(
+            LosslabError, match=f"level {levels + 1} would prune nothing.* {levels} levels at"
+        ):
+            scope.shares(layers, 60)
+    with pytest.raises(LosslabError, match="ask for a higher rate"):
+        Scope(rate=0.01).shares(layers, 1)
+    with pytest.raises(LosslabError, match=r"level 10 would leave '0\.weight' without weights"):
+        Scope().shares(layers, 60, at_once=True)
+    masks = whole(layers, scores := {n: torch.rand(1, 2, 2, generator=draw()) for n in layers.sizes})
+    for level, share in list(enumerate(Scope(together=True, rate=0.4).shares(layers, 2, at_once=True)))[1:]:
+        left = Scope(together=True, rate=0.4).prune(scores, masks, layers, level)
+        assert int(kept(left, layers)) / layers.total == share
     with pytest.raises(LosslabError, match="prunable weight"):
         Scope(layers=("9.weight",)).of(layers)
     with pytest.raises(LosslabError, match="no linear or convolutional"):

@@ -36,6 +36,8 @@ class Option(NamedTuple):
     """Type of a value, or the choices."""
     many: bool
     required: bool
+    empty: bool
+    """Whether no values at all mean something: none of those there are by default."""
 
     @property
     def named(self) -> bool:
@@ -94,7 +96,8 @@ def options_of(command: str) -> list[Option]:
         parts = get_args(hint)
         if get_origin(hint) is not Literal and parts:
             parts = next(part for part in parts if part not in (NoneType, ...))
-        found.append(Option(name, parts or hint, many, field.default is MISSING))
+        empty = many and field.default != ()
+        found.append(Option(name, parts or hint, many, field.default is MISSING, empty))
     return found
 
 
@@ -172,7 +175,7 @@ def _check_values(option: Option, values: Sequence[str]) -> None:
         if values:
             raise LosslabError(f"{option.name} takes no value: write it alone")
         return
-    if not values and not option.many:
+    if not values and not option.empty:
         raise LosslabError(f"{option.name} was given no value: write {option.name} VALUE")
     for value in values:
         if isinstance(option.kind, tuple):

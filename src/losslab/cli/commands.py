@@ -325,6 +325,10 @@ class Tickets(_OnTask):
     """Updates between two looks at the validation loss."""
     instability: tuple[int, ...] = ()
     """Instead of a lottery: runs part at these steps, and the barrier between each two is measured."""
+    ticket: int | None = None
+    """With --instability: of this level's tickets of the lottery in --out, instead of new networks."""
+    execution: Literal["auto", "stacked", "loop"] = "auto"
+    """auto trains as one program where the network allows it; stacked insists; loop trains one by one."""
     data: Path | None = None
     """Folder with mnist/ and cifar10/."""
     out: Path | None = None

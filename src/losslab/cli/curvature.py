@@ -15,6 +15,7 @@ from losslab.errors import LosslabError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Group
     from rich.table import Table
 
     from losslab.cli.commands import Curvature
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 DESCENT = ("gd", "sgd")
 """Rules whose rate the stability limit of gradient descent speaks of."""
+
+BY_LAYER = "Layer by layer, the others held"
 
 BARS = 12
 """Rows of the printed density."""
@@ -37,6 +40,8 @@ def curvature(command: Curvature) -> None:
 
     if command.examples is not None and command.examples < 1:
         raise LosslabError(f"--examples is {command.examples}: pass at least 1")
+    if command.lr is not None and not 0 < command.lr < float("inf"):
+        raise LosslabError(f"--lr is {command.lr:g}: pass a learning rate above 0")
     task = load_task(command.task, folder=command.data)
     points, rule = start_of(task, command.run_folder, command.member)
     limit = None if command.run_folder is None else saved_limit(command.run_folder, command.member, points)
@@ -65,7 +70,7 @@ def curvature(command: Curvature) -> None:
     if density is not None:
         console.print(_bars(density))
     if layers is not None:
-        console.print(printed(layers, "Layer by layer, the others held"))
+        console.print(_layered(layers))
     for sentence in told:
         console.print(f"• {sentence}", highlight=False)
     seconds = time.perf_counter() - begun
@@ -207,6 +212,17 @@ def _dtype(name: str) -> Any:
     return getattr(torch, name)
 
 
+def _layered(layers: pd.DataFrame) -> Group:
+    """The table of layers for the terminal, each number with its error in one column."""
+    spread = 0.5 * (layers.trace_high - layers.trace_low)
+    errors = {"largest": layers.largest_error, "smallest": layers.smallest_error, "trace": spread}
+    shown = layers[["layer", "parameters"]].assign(
+        **{n: [f"{v:.4g} ± {e:.1g}" for v, e in zip(layers[n], errors[n], strict=True)] for n in errors},
+        converged=["yes" if c else "no" for c in layers.converged],
+    )
+    return printed(shown, BY_LAYER)
+
+
 def _bars(density: Density) -> Table:
     """The density in a few rows, each a stretch between the ends."""
     from rich.table import Table
@@ -241,7 +257,7 @@ def _write(
     settings = {k: v for k, v in asdict(command).items() if v is not None and k != "out"}
     tables = {"Eigenvalues": eigenvalues}
     if layers is not None:
-        tables["Layer by layer, the others held"] = layers
+        tables[BY_LAYER] = layers
     write_page(
         Path(command.out),
         title[0].upper() + title[1:],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from losslab.cli.places import Chosen, check_ends, choose, land, work
 from losslab.cli.runs import saved_points
-from losslab.cli.terminal import printed, terminal
+from losslab.cli.terminal import counted, printed, terminal
 from losslab.errors import LosslabError
 
 if TYPE_CHECKING:
@@ -144,10 +144,10 @@ def connect(command: Connect) -> None:
         summary = _summary(found, votes)
         told = [*chosen.told, *of_paths(found, command.method), *_voted(command, found, votes)]
         console = terminal()
-        console.print(printed(summary, f"{task.name}: {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}"))
+        console.print(printed(summary, f"{task.name}: {counted(len(pairs), 'pair')}"))
         for sentence in told:
             console.print(f"• {sentence}", highlight=False)
-        console.print(f"{len(found)} paths in {time.perf_counter() - begun:.1f} s", style="dim")
+        console.print(f"{counted(len(found), 'path')} in {time.perf_counter() - begun:.1f} s", style="dim")
         if command.out is not None:
             drawings = _drawings(command, place, found, votes, kept)
             _write(
@@ -177,6 +177,8 @@ def _settings(command: Connect) -> dict[str, Any]:
     }
     if command.method in ("polychain", "bezier"):
         settings["bends"] = command.bends
+    elif command.bends != 1:
+        raise LosslabError(f"--bends is {command.bends} and {command.method} has none: leave it out")
     if command.method == "autoneb":
         settings["looks"] = LOOKS
     if command.level is not None:
@@ -195,7 +197,10 @@ def _aligned(task: Task, chosen: Chosen) -> tuple[Points, dict[str, pd.DataFrame
     """The networks in the order of units of the first, and what was matched."""
     from losslab import paths
 
-    spec = paths.permutation_spec(task)
+    try:
+        spec = paths.permutation_spec(task)
+    except LosslabError as error:
+        raise LosslabError(f"{error}, and align in Python; or leave out --align") from error
     points, members = chosen.points, chosen.members
     first, moved, tables = points.select([0]), [points.select([0])], {}
     for k in range(1, points.members):

@@ -7,12 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from losslab.cli.terminal import terminal
+from losslab.cli.terminal import counted, printed, terminal
 from losslab.errors import LosslabError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
 
     from losslab.cli.commands import Signals
     from losslab.engine import Population
@@ -25,13 +24,13 @@ LOOKS = 60
 COLUMNS = {
     "mean": "mean",
     "std": "std",
-    "expected_std": "theory",
+    "expected_std": "std in theory",
     "unit_std": "over examples",
     "saturated": "saturated",
     "dead": "dead",
     "jacobian_mean": "Jacobian",
     "gradient": "gradient",
-    "expected_gradient": "theory",
+    "expected_gradient": "gradient in theory",
     "gradient_ratio": "gradient / weight",
     "update_ratio": "update / weight",
 }
@@ -79,7 +78,8 @@ def signals(command: Signals) -> None:
     seconds = time.perf_counter() - begun
     console = terminal()
     summary = summarised(seen)
-    console.print(_printed(summary, task.name, command))
+    title = f"{task.name}: {counted(command.seeds, 'member')}, step {command.steps}"
+    console.print(printed(summary.rename(columns=COLUMNS), title))
     for note in told:
         console.print(f"• {note}", highlight=False)
     if not told:
@@ -129,18 +129,6 @@ def summarised(seen: SignalTable) -> pd.DataFrame:
     return pd.concat([told[["layer", "kind"]], told[shown].astype(float)], axis=1)
 
 
-def _printed(summary: pd.DataFrame, name: str, command: Signals) -> Table:
-    from rich.table import Table
-
-    title = f"{name}: {command.seeds} member{'s' * (command.seeds > 1)}, step {command.steps}"
-    table = Table("layer", "kind", title=title, title_justify="left")
-    for column in summary.columns[2:]:
-        table.add_column(COLUMNS[column], justify="right")
-    for row in summary.itertuples(index=False, name=None):
-        table.add_row(*row[:2], *("" if value != value else f"{value:.3g}" for value in row[2:]))
-    return table
-
-
 def _write(
     command: Signals,
     name: str,
@@ -164,11 +152,6 @@ def _write(
         f"What flows through {members}, {when}: outputs forward, gradients backward, layer by layer.",
         draw_signals(seen, recorder),
         sentences or ["Nothing: no layer saturates, dies or fades."],
-        {"Layer by layer, the median over members": summary.rename(columns=_titles(summary))},
+        {"Layer by layer, the median over members": summary.rename(columns=COLUMNS)},
         settings | provenance.machine(),
     )
-
-
-def _titles(summary: pd.DataFrame) -> dict[str, str]:
-    told = COLUMNS | {"expected_std": "std in theory", "expected_gradient": "gradient in theory"}
-    return {column: told.get(column, column) for column in summary.columns}

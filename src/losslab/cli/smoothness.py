@@ -6,12 +6,11 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from losslab.cli.terminal import terminal
+from losslab.cli.terminal import counted, printed, terminal
 from losslab.errors import LosslabError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
 
     from losslab.cli.commands import Smoothness
     from losslab.tasks import Task
@@ -35,6 +34,9 @@ COLUMNS = {
 """Printed column -> batch-norm mode, kind of step, title; columns of two modes are ranges."""
 
 
+TITLES = {column: title for column, (_, _, title) in COLUMNS.items()} | {"arm": "network"}
+
+
 def smoothness(command: Smoothness) -> None:
     """Trains and probes each network, prints the table, writes the page."""
     from losslab.tasks import load_task
@@ -42,6 +44,9 @@ def smoothness(command: Smoothness) -> None:
     for name in ("seeds", "every", "examples"):
         if getattr(command, name) < 1:
             raise LosslabError(f"--{name} is {getattr(command, name)}: pass at least 1")
+    for name in ("raw", "relative"):
+        if not 0 < getattr(command, name) < float("inf"):
+            raise LosslabError(f"--{name} is {getattr(command, name):g}: pass a length above 0")
     task = load_task(command.task, folder=command.data)
     begun = time.perf_counter()
     summary = probed(arms_of(task, command.compare), command)
@@ -49,7 +54,8 @@ def smoothness(command: Smoothness) -> None:
     shown = shown_rows(summary)
     told = [*sentences(summary, command), *left_out(summary, shown, command)]
     console = terminal()
-    console.print(_printed(shown, task.name, command))
+    title = f"{task.name}: {counted(command.seeds, 'member')}, {command.rule}"
+    console.print(printed(shown.rename(columns=TITLES), title, keys=2))
     for sentence in told:
         console.print(f"• {sentence}", highlight=False)
     console.print(f"{seconds:.1f} s", style="dim")
@@ -66,7 +72,14 @@ def arms_of(task: Task, compare: str) -> dict[str, Task]:
 
     if compare == "none":
         return {task.name: task}
-    normalised = any(is_batchnorm(module) for module in build(task).modules())
+    network = build(task)
+    normalised = any(is_batchnorm(module) for module in network.modules())
+    if not normalised and not any(is_batchnorm(module) for module in with_batchnorm(network).modules()):
+        raise LosslabError(
+            f"the network of {task.name!r} has no place for batch norm, which goes behind linear and "
+            "convolutional layers but the last, outside of attention and transformer blocks: leave out "
+            "--compare, or put it into the task's network yourself"
+        )
     other = task.replace(
         model=lambda: without_batchnorm(task.model()) if normalised else with_batchnorm(task.model())
     )
@@ -149,6 +162,12 @@ def sentences(summary: pd.DataFrame, command: Smoothness) -> list[str]:
         lost = raw.loc[raw["loss"].isna(), "member"].nunique()
         if raw["loss"].isna().all():  # `left_out` tells
             continue
+        if not raw["variation"].notna().any():
+            told.append(
+                f"{arm}: the loss is {raw['loss'].median():.3g} and its gradient is not finite, so there is "
+                "nothing to follow: mend what has no derivative there (a root at 0, a division by 0)."
+            )
+            continue
         ranges[arm] = {str(k): float(group["variation"].median()) for k, group in mine.groupby("kind")}
         error, beta = raw["first_order_error"].median(), raw["beta"].median()
         told.append(
@@ -199,20 +218,9 @@ def _times(plain: float, normalised: float) -> str:
     if not (0 < plain < float("inf") and 0 < normalised < float("inf")):
         return f"by {normalised:.3g} instead of {plain:.3g}"
     ratio = plain / normalised
+    if 0.95 < ratio < 1.05:
+        return "about as much"
     return f"{ratio:.2g} times less" if ratio >= 1 else f"{1 / ratio:.2g} times more"
-
-
-def _printed(shown: pd.DataFrame, name: str, command: Smoothness) -> Table:
-    from rich.table import Table
-
-    title = f"{name}: {command.seeds} member{'s' * (command.seeds > 1)}, {command.rule}"
-    table = Table("network", title=title, title_justify="left")
-    table.add_column("updates", justify="right")
-    for column in shown.columns[2:]:
-        table.add_column(COLUMNS[column][2], justify="right")
-    for row in shown.itertuples(index=False, name=None):
-        table.add_row(str(row[0]), str(row[1]), *("" if v != v else f"{v:.3g}" for v in row[2:]))
-    return table
 
 
 def _write(
@@ -224,7 +232,6 @@ def _write(
 
     assert command.out is not None
     settings = {k: v for k, v in asdict(command).items() if v is not None and k != "out"}
-    titles = {column: title for column, (_, _, title) in COLUMNS.items()} | {"arm": "network"}
     write_page(
         command.out,
         f"Smoothness of {name}",
@@ -232,7 +239,7 @@ def _write(
         "updates.",
         draw_smoothness(summary),
         told,
-        {"Medians over members": shown.rename(columns=titles)},
+        {"Medians over members": shown.rename(columns=TITLES)},
         settings | provenance.machine(),
         heading="What was found",
     )

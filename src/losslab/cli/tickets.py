@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PAGE = "tickets.html"
 LOTTERY = {"levels", "rate", "scope", "criterion", "rewind", "controls", "evaluate"}
-"""Settings that instability does not have."""
+"""Settings that instability of new networks does not have."""
 
 INITIAL = ("xavier", "xavier_uniform", "he", "lecun", "orthogonal")
 
@@ -30,7 +30,7 @@ INITIAL = ("xavier", "xavier_uniform", "he", "lecun", "orthogonal")
 def tickets(command: Tickets) -> None:
     """Runs the lottery: a line a level, the comparisons and the sentences at the end, a page on the way."""
     from losslab.tasks import load_task
-    from losslab.tickets import comparing, lottery
+    from losslab.tickets import lottery
 
     if command.resume and command.out is None:
         raise LosslabError("--resume was given without --out: name the folder of the lottery")
@@ -38,31 +38,53 @@ def tickets(command: Tickets) -> None:
     if command.instability:
         _instability(command, task)
         return
+    if command.ticket is not None:
+        raise LosslabError("--ticket names the level that --instability is of: pass both")
     plan = plan_of(command, task)
     console = terminal()
     begun = time.perf_counter()
     before = 0 if command.out is None else len(list(command.out.glob("level-*.safetensors")))
 
+    drawn: list[Lottery] = []
+
     def watch(found: Lottery) -> None:
+        drawn[:] = [found]
         console.print(f"• {found.line(len(found.levels) - 1)}", highlight=False)
         if command.out is not None and (len(found.levels) > before or len(found.levels) > plan.levels):
             _write(command, found)
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = lottery(task, plan, out=command.out, resume=command.resume, watch=watch)
-    for notice in dict.fromkeys(str(w.message) for w in caught):
-        print(f"losslab: {notice}", file=sys.stderr)
-    import pandas as pd
-
-    rows = pd.concat([found.compare(k) for k in comparing.levels_of(found.table)])
-    console.print(_printed(rows, f"{task.name}: tickets against the others, {found.score.replace('_', ' ')}"))
-    for sentence in [*found.sentences(), _compaction(found)]:
-        console.print(f"• {sentence}", highlight=False)
+        how: dict[str, Any] = {"out": command.out, "resume": command.resume, "execution": command.execution}
+        try:
+            found = lottery(task, plan, watch=watch, **how)
+        except LosslabError:
+            if drawn and len(drawn[0].levels) > 1:  # what has been found is told first
+                _tell(drawn[0])
+            raise
+        finally:
+            for notice in dict.fromkeys(str(w.message) for w in caught):
+                print(f"losslab: {notice}", file=sys.stderr)
+    _tell(found)
     console.print(f"{time.perf_counter() - begun:.1f} s", style="dim")
     if command.out is not None:
         console.print(f"written to {command.out}: table.csv, curves.csv, a file a level", style="dim")
         console.print(f"open [bold]{command.out / PAGE}[/bold]")
+
+
+def _tell(found: Lottery) -> None:
+    """Prints the comparisons and the sentences."""
+    import pandas as pd
+
+    from losslab.tickets import comparing
+
+    console = terminal()
+    rows = pd.concat([found.compare(k) for k in comparing.levels_of(found.table)])
+    console.print(
+        _printed(rows, f"{found.task.name}: tickets against the others, {found.score.replace('_', ' ')}")
+    )
+    for sentence in [*found.sentences(), _compaction(found)]:
+        console.print(f"• {sentence}", highlight=False)
 
 
 def _compaction(found: Lottery) -> str:
@@ -72,7 +94,7 @@ def _compaction(found: Lottery) -> str:
     assert found.task.train is not None
     try:
         inputs = found.task.train.head(found.plan.batch_size).all()[0]
-        return f"The last ticket: {speed(found.ticket(found.plan.levels), inputs).told}."
+        return f"The last ticket: {speed(found.ticket(len(found.levels) - 1), inputs).told}."
     except (LosslabError, KeyError, TypeError, IndexError):
         return "Compaction is for chains of linear layers; this network is none."
 
@@ -98,23 +120,15 @@ def _settings(command: Tickets) -> dict[str, object]:
 
 def _instability(command: Tickets, task: Task) -> None:
     """Runs that part at given steps: how high the barrier between them is."""
-    from losslab.rules import make
-    from losslab.tickets import instability, stability_sentences, stability_summary
+    from losslab.tickets import stability_sentences, stability_summary
 
     if command.resume:
         raise LosslabError("--instability has no levels to resume: leave out --resume")
     begun = time.perf_counter()
-    found = instability(
-        task.replace(model=_initialisation(command.init).on(task.model)) if command.init else task,
-        make(command.rule, lr=command.lr),
-        at=command.instability,
-        steps=command.steps,
-        replicates=command.replicates,
-        batch_size=command.batch_size,
-    )
+    found, whose = _parted(command, task)
     shown, told = stability_summary(found), stability_sentences(found)
     console = terminal()
-    console.print(_plain(shown, f"{task.name}: barriers between runs that part at step k"))
+    console.print(_plain(shown, f"{whose}: barriers between runs that part at step k"))
     for sentence in told:
         console.print(f"• {sentence}", highlight=False)
     console.print(f"{time.perf_counter() - begun:.1f} s", style="dim")
@@ -123,11 +137,37 @@ def _instability(command: Tickets, task: Task) -> None:
         from losslab.files import write_atomically
         from losslab.report.tickets import write_instability
 
-        write_atomically(command.out / "instability.csv", found.to_csv(index=False).encode())
-        page = command.out / "instability.html"
-        settings = {k: v for k, v in _settings(command).items() if k not in LOTTERY}
-        write_instability(page, task.name, found, settings | provenance.machine())
+        name = "instability" if command.ticket is None else f"instability-{command.ticket:02d}"
+        write_atomically(command.out / f"{name}.csv", found.to_csv(index=False).encode())
+        page = command.out / f"{name}.html"
+        left = LOTTERY if command.ticket is None else ()
+        settings = {k: v for k, v in _settings(command).items() if k not in left}
+        write_instability(page, whose, found, settings | provenance.machine())
         console.print(f"open [bold]{page}[/bold]")
+
+
+def _parted(command: Tickets, task: Task) -> tuple[pd.DataFrame, str]:
+    """The barriers, of new networks or of a lottery's tickets, and whose they are."""
+    from losslab.rules import make
+    from losslab.tickets import instability, reopened
+
+    if command.ticket is not None:
+        if command.out is None:
+            raise LosslabError("--ticket was given without --out: name the folder of the lottery")
+        drawn = reopened(task, plan_of(command, task), command.out)
+        found = drawn.instability(command.ticket, command.instability, execution=command.execution)
+        left = drawn.outcome(command.ticket).rows[0]["remaining"]
+        return found, f"{task.name}, tickets of level {command.ticket} with {left:.2%} of the weights"
+    found = instability(
+        task.replace(model=_initialisation(command.init).on(task.model)) if command.init else task,
+        make(command.rule, lr=command.lr),
+        at=command.instability,
+        steps=command.steps,
+        replicates=command.replicates,
+        batch_size=command.batch_size,
+        execution=command.execution,
+    )
+    return found, task.name
 
 
 def plan_of(command: Tickets, task: Task) -> Plan:

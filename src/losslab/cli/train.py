@@ -11,7 +11,7 @@ from losslab.errors import LosslabError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
+    from rich.console import Group
 
     from losslab.cli.commands import Train
     from losslab.engine import Execution, Population
@@ -128,7 +128,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def summary_table(population: Population) -> Table:
+def summary_table(population: Population) -> Group:
     """The members, or, where there are many, the median over seeds of each combination of values."""
     frame = population.summary()
     hyper = list(population.hyperparameters)
@@ -139,7 +139,8 @@ def summary_table(population: Population) -> Table:
         measured = [c for c in frame.columns if c not in ("member", "seed", "ended", *hyper)]
         groups = frame.groupby(hyper, sort=False)
         frame = groups[measured].median().join(groups["ended"].agg(_share_diverged)).reset_index()
-    return printed(frame, f"{population.rule.name} on {population.task.name}")
+    keys = 1 if "member" in frame else len(hyper)
+    return printed(frame, f"{population.rule.name} on {population.task.name}", keys)
 
 
 def _way(execution: Execution | None) -> str:

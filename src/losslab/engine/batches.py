@@ -47,16 +47,17 @@ class Batches:
         replacement: bool = False,
         drop_last: bool = False,
     ) -> None:
-        if batch_size is not None and batch_size < 1:
+        if batch_size is not None and (batch_size < 1 or batch_size != int(batch_size)):
             raise LosslabError(
-                f"batch_size is {batch_size}: pass at least 1, or None for all {examples} examples"
+                f"batch_size is {batch_size}: pass at least 1, or None for all {examples} examples, "
+                "in whole numbers"
             )
         if drop_last and batch_size is not None and batch_size > examples:
             raise LosslabError(
                 f"batch_size is {batch_size} of {examples} examples: nothing is left when the last batch "
                 "is dropped; pass a smaller batch_size"
             )
-        self.examples, self.batch_size = examples, min(batch_size or examples, examples)
+        self.examples, self.batch_size = examples, min(int(batch_size or examples), examples)
         self.whole = self.batch_size == examples and not replacement
         # Members of one seed read in one order: that is a shared batch too.
         self.shared = shared or self.whole or len(set(seeds)) == 1

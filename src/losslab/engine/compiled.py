@@ -82,7 +82,7 @@ class Compiled:
             x: ``[N, B, i]``, or ``[N, B, ...]`` to be flattened.
             y: ``[N, B]``.
         """
-        work, x = _work(), x.flatten(2) if self.flat else x
+        work, x = machine_code(), x.flatten(2) if self.flat else x
         if work is None or not self._fits(weights, buffers, x, y):
             return None
         losses = torch.empty(x.shape[0], dtype=torch.float32)
@@ -170,7 +170,7 @@ def _layout(sizes: tuple[tuple[int, ...], ...], normed: tuple[bool, ...], batch:
 
 
 @functools.cache
-def _work() -> Callable[[Any, int], None] | None:
+def machine_code() -> Callable[[Any, int], None] | None:
     """Runs the compiled work on a plan in so many threads; None where that is not to be had.
 
     The threads are those of the OpenMP runtime that torch has loaded: a second pool would fight with the
@@ -211,4 +211,4 @@ def _openmp() -> Any:
     return found
 
 
-__all__ = ["Block", "Compiled"]
+__all__ = ["Block", "Compiled", "machine_code"]

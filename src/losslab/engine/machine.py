@@ -128,8 +128,10 @@ def cross_entropy(z, labels, g, largest, sums, classes, batch, padded):
             g[c * padded + b] = e
             sums[b] += e
     total = np.float32(0)
+    for b in range(batch):  # in a loop of its own: else a small loss would be added to large logits, and lost
+        largest[b] -= z[labels[b] * padded + b]
     for b in range(batch):
-        total += np.log(sums[b]) + largest[b] - z[labels[b] * padded + b]
+        total += np.log(sums[b]) + largest[b]
         sums[b] = np.float32(1) / (sums[b] * np.float32(batch))
     for c in range(classes):
         for b in range(batch):

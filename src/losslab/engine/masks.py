@@ -161,7 +161,7 @@ class PrunedCurvature:
 
     def _cut(self, matrix: Tensor) -> Tensor:
         both = self.keep[:, :, None] & self.keep[:, None, :]
-        return torch.where(both, matrix, torch.eye(matrix.shape[-1], dtype=matrix.dtype))
+        return torch.where(both, matrix, torch.eye(matrix.shape[-1]).to(matrix))
 
 
 def stays_at_zero(rule: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,8 @@ from losslab.engine.execution import Execution, choose, members_that_fit
 from losslab.engine.points import Points
 from losslab.engine.template import Template
 from losslab.errors import LosslabError
-from losslab.tasks import Batch, Data
+from losslab.tasks import Batch, Data, Task
+from losslab.tasks.check import check
 from losslab.tasks.nest import map_nest
 
 SEED = 0
@@ -119,6 +121,7 @@ class Mode:
     """A network in one mode, and how stacks of it are run.
 
     Args:
+        task: Of the network.
         module: The network; copied.
         training: The mode.
         loss: What is measured first, and decides how everything is run.
@@ -127,21 +130,33 @@ class Mode:
     """
 
     def __init__(
-        self, module: nn.Module, training: bool, loss: Function, execution: str, memory: float | None
+        self,
+        task: Task,
+        module: nn.Module,
+        training: bool,
+        loss: Function,
+        execution: str,
+        memory: float | None,
     ) -> None:
+        self.task, self.module, self.judged = task, module, False
         self.training, self.loss, self.execution, self.memory = training, loss, execution, memory
         self.template = Measured(module, training)
         self.shapes = {n: tuple(p.shape) for n, p in module.named_parameters() if p.requires_grad}
         self.found: dict[tuple[Any, ...], Execution] = {}
 
-    def check(self, points: Points) -> None:
-        """Refuses points of another network."""
+    def check(self, points: Points, data: Data | None) -> None:
+        """Refuses points of another network, and, once, a loss that is no mean of examples."""
         shapes = {n: tuple(w.shape[1:]) for n, w in points.weights.items()}
         if shapes != self.shapes:
             odd = min(set(shapes.items()) ^ set(self.shapes.items()))[0]
             raise LosslabError(
                 f"the points differ from the objective's network at {odd!r}: pass points of that network"
             )
+        if not self.judged:
+            like = next(self.module.parameters(), torch.empty(0))
+            here = self.task.replace(train=None if data is None else data.to(like.device, like.dtype))
+            check(here, copy.deepcopy(self.module).train(self.training), finite=False)
+            self.judged = True
 
     def executed(self, at: Stand) -> Execution:
         """How to run these members: found out once a dtype, on a few members and examples."""

@@ -95,7 +95,7 @@ class Objective:
         self._module = module
         self._metrics = None if task.metrics is None else without_dropout(task.metrics)
         self._loss = without_dropout(task.loss)
-        self._modes: dict[bool | None, Mode] = {}  # None: see `_estimator`
+        self._modes: dict[tuple[bool, str], Mode] = {}
         self._moved: dict[tuple[torch.device, torch.dtype], Data] = {}
 
     @classmethod
@@ -252,6 +252,7 @@ class Objective:
             points: What `settled` gave.
         """
         mode = self._mode(self.batch_norm == "batch")
+        mode.check(points, self.data)
         for batch, share, keys in self._chunks(mode, points):
             at = stand(points, batch, keys)
             yield mode.executed(at), at, share
@@ -260,10 +261,10 @@ class Objective:
         """The points with the buffers that the policy wants, for `pieces`; checked.
 
         Raises:
-            LosslabError: Points of another network.
+            LosslabError: Points of another network, or a loss that is none (see `losslab.tasks.check`).
         """
         mode = self._mode(self.batch_norm == "batch")
-        mode.check(points)
+        mode.check(points, self.data)
         if self.batch_norm != "re-estimate" or not mode.template.norms:
             return points
         trained = self._estimator()
@@ -311,22 +312,21 @@ class Objective:
                 found[:, k] = product
         return found
 
-    def _mode(self, training: bool) -> Mode:
-        if training not in self._modes:
-            self._modes[training] = Mode(self._module, training, self._loss, self.execution, self.memory)
-        return self._modes[training]
+    def _mode(self, training: bool, kind: str = "") -> Mode:
+        if (training, kind) not in self._modes:
+            how = (training, self._loss, self.execution, self.memory)
+            self._modes[training, kind] = Mode(self.task, self._module, *how)
+        return self._modes[training, kind]
 
     def _estimator(self) -> Mode:
         """Training mode with statistics of whole chunks; under the policy "batch" ghost batches stay."""
         if not any(getattr(norm, "ghost", None) for norm in self._mode(True).template.norms):
             return self._mode(True)
-        if None not in self._modes:
-            made = Mode(self._module, True, self._loss, self.execution, self.memory)
-            for norm in made.template.norms:
-                if getattr(norm, "ghost", None):
-                    norm.ghost = None  # type: ignore[assignment]
-            self._modes[None] = made
-        return self._modes[None]
+        made = self._mode(True, "whole")
+        for norm in made.template.norms:
+            if getattr(norm, "ghost", None):
+                norm.ghost = None  # type: ignore[assignment]
+        return made
 
     def _data(self, points: Points) -> Data:
         assert self.data is not None

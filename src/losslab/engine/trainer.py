@@ -316,6 +316,12 @@ class Trainer:
                 f"{self.out} already holds a run: resume it (resume=True, --resume), or pass another folder"
             )
         if found is None:
+            if any((self.out / name).exists() for name in ("population.safetensors", "history.parquet")):
+                # Its checkpoints may have been deleted to save space: what came of it is still there.
+                raise LosslabError(
+                    f"{self.out} already holds the outcome of a run, and no checkpoint to go on from: pass "
+                    "another folder, or move its population.safetensors and history.parquet away"
+                )
             if resume:
                 self.population.notices.append(f"{self.out} holds no run to resume: a new one was started")
             checkpoints.write(self.out / "start.safetensors", {}, self.population.meta())

@@ -144,8 +144,8 @@ def _steps(
         got = "neither" if steps is None else "both"
         raise LosslabError(f"{got} of steps= and epochs= given: pass one of them")
     if steps is not None:
-        if steps < 0:
-            raise LosslabError(f"steps is {steps}: pass 0 or more")
+        if steps < 0 or steps != int(steps):
+            raise LosslabError(f"steps is {steps}: pass 0 or more, a whole number")
         return int(steps)
     if data is None:
         raise LosslabError("the task has no data, so no epochs: pass steps=")
@@ -184,7 +184,11 @@ def born(
         with randomness.seeded(seed, "init"):
             modules[seed] = build(task)
     template = copy.deepcopy(modules[seeds[0]]).to(device, plan.dtype)  # the factory may keep the module
-    check(task if task.train is None else task.replace(train=task.train.to(device, plan.dtype)), template)
+    check(
+        task if task.train is None else task.replace(train=task.train.to(device, plan.dtype)),
+        template,
+        held_out=[] if plan.evaluate is None else [n for n in plan.evaluate_on if n != "train"],
+    )
     points = Points.from_modules([modules[s] for s in seeds])
     state: State = {}
     first = 0

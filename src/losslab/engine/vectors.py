@@ -2,6 +2,7 @@
 
 Numba turns loops into vectors, but keeps no tile of a product in registers. What is time here is written in
 LLVM's own language; everything takes addresses and strides (in numbers), and knows nothing of their owners.
+Numba's cache asks whether `losslab.engine.machine` has changed, not this file: touch that one with it.
 """
 
 from __future__ import annotations

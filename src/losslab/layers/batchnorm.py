@@ -90,10 +90,15 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``[B, C]`` or ``[B, C, *positions]``."""
         if x.dim() < 2 or x.shape[1] != self.features:
+            sequences = x.dim() > 2 and x.shape[-1] == self.features
+            remedy = (
+                "its features are the second axis, so transpose the last one there and back"
+                if sequences
+                else "give it as many features as the layer before has outputs"
+            )
             raise LosslabError(
                 f"BatchNorm({self.features}) got an input of shape {tuple(x.shape)}, wanted "
-                f"[batch, {self.features}] or [batch, {self.features}, positions]: give it as many features "
-                "as the layer before has outputs"
+                f"[batch, {self.features}] or [batch, {self.features}, positions]: {remedy}"
             )
         if not self.training or self.statistics == "frozen":
             mean, var = self.running_mean, self.running_var

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections import Counter
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node, Tracer
 
 from losslab.layers.batchnorm import is_batchnorm
-from losslab.layers.switching import Normalised, rebuilt, without
+from losslab.layers.switching import Normalised, copied, rebuilt, without
 
 FOLDABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -55,7 +54,7 @@ def fold(model: nn.Module) -> nn.Module:
         >>> bool(torch.allclose(fold(model)(x), model(x), atol=1e-6))
         True
     """
-    model = copy.deepcopy(model).eval()
+    model = copied(model).eval()
     folded: set[int] = set()
     for layer, norm in _pairs(model):
         if norm.running_mean is not None and id(norm) not in folded:

@@ -164,10 +164,11 @@ def _has_statistics(norm: Any) -> bool:
 
 def _batches(inputs: Nest, size: int | None, exact: bool) -> list[Nest]:
     examples = min((len(t) for t in leaves(inputs)), default=0)
-    size = size or examples
-    if not examples or not 0 < size <= examples:
+    size = examples if size is None else size
+    if not 0 < size <= examples:
         raise LosslabError(
-            f"{examples} examples and a batch_size of {size}: population statistics need one complete batch"
+            f"{examples} examples and a batch_size of {size}, population statistics need one complete batch: "
+            "pass examples, and a batch_size of at most as many"
         )
     starts = range(0, examples if exact else examples - size + 1, size)
     return [_rows(inputs, start, start + size) for start in starts]

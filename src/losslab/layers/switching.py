@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from losslab.layers.batchnorm import BatchNorm, is_batchnorm
+from losslab.tasks import check_module
 
 Plan = Callable[[nn.Module], list[nn.Module]]
 """A child -> what stands in its place, one after the other; nothing where it is removed."""
@@ -30,13 +31,18 @@ def with_batchnorm(model: nn.Module, make: Callable[[int], nn.Module] | None = N
     which the normalisation would subtract again; the norm's own takes its place. Weights are kept. In an
     `nn.Sequential` the norm becomes an entry of its own; a layer that is an attribute is replaced by the pair
     of layer and norm. Layers stand in the order in which they were registered; the last one, and attention
-    and transformer blocks, are left alone.
+    and transformer blocks, are left alone. The network is not run: features are expected on the second axis,
+    where a linear layer that is given sequences does not have them, and a layer that is called twice has one
+    norm for both calls.
 
     Args:
         model: Any network; it stays as it is.
         make: Features -> the norm, e.g. ``lambda n: BatchNorm(n, ghost=16)``. Batch-norm layers that the
             network has already are then replaced as well, their weights and statistics kept. By default new
             norms are `BatchNorm(features)` and those that exist stay.
+
+    Raises:
+        LosslabError: No module, or one that cannot be rebuilt (see `losslab.tasks.check_module`).
 
     Example:
         >>> with_batchnorm(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
@@ -47,7 +53,7 @@ def with_batchnorm(model: nn.Module, make: Callable[[int], nn.Module] | None = N
           (3): Linear(in_features=3, out_features=2, bias=True)
         )
     """
-    model = copy.deepcopy(model)
+    model = copied(model)
     order = [leaf for leaf in _leaves(model) if not isinstance(leaf, nn.Identity)]
     layers = [leaf for leaf in order if is_weighted(leaf)]
     normalised = {id(layer) for layer, norm in itertools.pairwise(order) if is_batchnorm(norm)}
@@ -76,12 +82,22 @@ def without_batchnorm(model: nn.Module) -> nn.Module:
           (1): ReLU()
         )
     """
-    model = copy.deepcopy(model)
+    model = copied(model)
     order = [leaf for leaf in _leaves(model) if not isinstance(leaf, nn.Identity)]
     for layer, norm in itertools.pairwise(order):
         if is_batchnorm(norm) and is_weighted(layer) and layer.bias is None:
             layer.bias = nn.Parameter(layer.weight.new_zeros(_outputs(layer)))
     return rebuilt(model, without)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of a network, to be rebuilt.
+
+    Raises:
+        LosslabError: See `losslab.tasks.check_module`.
+    """
+    check_module(model, "the network")
+    return copy.deepcopy(model)
 
 
 def without(child: nn.Module) -> list[nn.Module]:
@@ -144,8 +160,9 @@ def _leaves(model: nn.Module) -> Iterator[Any]:
         if id(module) in seen or isinstance(module, CLOSED):
             return
         seen.add(id(module))
-        if not module._modules:
-            yield module
+        if not module._modules or is_weighted(module):
+            yield module  # one with parametrised weights has parts, which are none of the network's
+            return
         for child in module.children():
             yield from walk(child)
 

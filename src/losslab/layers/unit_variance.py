@@ -20,7 +20,7 @@ from losslab.layers.initialisation import (
     weight_of,
     weighted_layers,
 )
-from losslab.tasks.nest import Nest, map_nest
+from losslab.tasks.nest import Nest, leaves, map_nest
 
 
 class InitialisationNotice(UserWarning):
@@ -55,8 +55,8 @@ def lsuv(
         not get there: those whose output is constant, or that are used in several places.
 
     Raises:
-        LosslabError: A bad tolerance or number of rounds; on ``apply``, outputs that are not finite, or a
-            network that cannot be called with the batch.
+        LosslabError: A bad tolerance or number of rounds, or an empty batch; on ``apply``, outputs that are
+            not finite, or a network that cannot be called with the batch.
 
     Example:
         >>> from losslab.tasks import mlp
@@ -71,6 +71,8 @@ def lsuv(
             f"tolerance is {tolerance} and rounds {rounds}: pass a tolerance between 0 and 1, and 1 round or "
             "more"
         )
+    if any(not len(tensor) for tensor in leaves(x) if tensor.dim()):
+        raise LosslabError("lsuv's batch is empty: pass at least one example")
     first = orthogonal() if start is None else start
     return Initialisation(
         call("lsuv", gain, 1.0, "x"), first.draw, lambda module: _rescale(module, x, gain, tolerance, rounds)

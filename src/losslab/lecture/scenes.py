@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 SCALE = [[0, "#23395d"], [0.5, "#7f9bc4"], [1, "#f1e9d8"]]
 """From low to high; as light grows in one direction, it reads without colours too."""
 
+CARD = 450
+"""Pixels that a plane is wide on a wide page."""
+
 DARK, PALE = "#10151c", "rgba(255,255,255,0.8)"
 
 
@@ -89,7 +92,7 @@ def planes(title: str, panels: Sequence[Panel], value: str, x_title: str = "x", 
         "thickness": 10,
         "ticks": "outside",
     }
-    height = 160 + 300 * len(panels)
+    height = 160 + (300 * len(panels) if len(panels) > 1 else _tall(panels[0]))
     drawn.update_layout(
         coloraxis={"colorscale": SCALE, "cmin": ends[0], "cmax": ends[1], "colorbar": told | place},
         legend={"y": -58 / (height - 150), "yanchor": "top"},
@@ -97,6 +100,12 @@ def planes(title: str, panels: Sequence[Panel], value: str, x_title: str = "x", 
         margin={"t": 12, "b": 76},
     )
     return drawn
+
+
+def _tall(panel: Panel) -> int:
+    """Pixels for a plane alone: a flat one is as wide as its card, and would leave the rest white."""
+    long, high = np.ptp(panel.x), np.ptp(panel.y)
+    return int(np.clip(CARD * high / long, 120, 300)) if 0 < high < long else 300
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:
@@ -202,7 +211,7 @@ def _place(drawn: Figure, panel: Panel, index: int, count: int, x_title: str, y_
     y = {"range": [np.min(panel.y), np.max(panel.y)], "anchor": f"x{nth}", "title": {"text": y_title}}
     y |= {
         "scaleanchor": f"x{nth}",
-        "constraintoward": "bottom",
+        "constraintoward": "top",
         "domain": [bottom - 0.09 * (last and count > 1), top - 0.06 * (count > 1)],
     }
     drawn.update_layout({f"xaxis{nth}": shared | x, f"yaxis{nth}": shared | y})

@@ -100,7 +100,7 @@ def walk_level(
             visited[i].append(walkers.theta[i].clone())
         away = (walkers.theta - start).norm(dim=1)
         walkers.going &= (away < far) & (walkers.stride > SHORTEST * LONGEST * far)
-    return _measured(landscape, points, visited, low + rise, far, between)
+    return _measured(landscape, points, visited, low, rise, far, between)
 
 
 def _begun(theta: Tensor, headings: Tensor, rise: float, far: Tensor) -> _Walkers:
@@ -157,7 +157,8 @@ def _measured(
     landscape: Landscape,
     points: Points,
     visited: Sequence[Sequence[Tensor]],
-    level: Tensor,
+    low: Tensor,
+    rise: float,
     far: Tensor,
     between: int,
 ) -> list[Path]:
@@ -170,15 +171,17 @@ def _measured(
         shares.append(hats(ts[-1], len(stayed)))
     paths = walk(landscape, frames, shares, ts, "level walk")
     return [
-        _told(path, places, float(level[i]), float(far[i]), landscape)
+        _told(path, places, float(low[i]), rise, float(far[i]))
         for i, (path, places) in enumerate(zip(paths, visited, strict=True))
     ]
 
 
-def _told(path: Path, places: Sequence[Tensor], level: float, far: float, landscape: Landscape) -> Path:
+def _told(path: Path, places: Sequence[Tensor], low: float, rise: float, far: float) -> Path:
     values = path.values.get("train_loss", next(iter(path.values.values())))
     highest, away = float(values.max()), float((places[-1] - places[0]).norm())
-    below = highest <= level * (1 + 1e-6) + 1e-12
+    level = low + rise
+    # A loss is known to its last digits, whatever its sign; that must not hide a rise of small size.
+    below = highest <= level + 1e-6 * rise + 16 * torch.finfo(values.dtype).eps * abs(low)
     note = f"{len(places) - 1} strides, {away:.3g} from the start, the loss is at most {highest:.4g}"
     if not below:
         note += f", above the level {level:.4g} between two places"

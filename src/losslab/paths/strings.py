@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -93,6 +94,9 @@ def strings(
             f"alpha={alpha}, depth={depth}, samples={samples}, steps={steps}: pass alpha in (0, 1), depth 0 "
             "or more, samples and steps 1 or more"
         )
+    for given in [] if level is None else [level] if isinstance(level, (int, float)) else level:
+        if not math.isfinite(given):
+            raise LosslabError(f"the level is {given}: pass a finite loss, above that of the ends")
     ends = ends_of(points, pairs)
     asked = {"level": level, "alpha": alpha, "depth": depth, "samples": samples, "split": split, "rule": rule}
     asked |= {**slopes.describe(), "pairs": list(pairs), "points": checkpoints.digest(points, "")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from losslab.engine.stacked import Stacked
-from losslab.errors import LosslabError, unknown
+from losslab.errors import LosslabError, first_line, unknown
 from losslab.signals import activations
 from losslab.signals.activations import Activation
 from losslab.tasks.nest import map_leaves
@@ -70,6 +70,7 @@ class Capture:
         inputs: Layer -> input, for layers with weights and for activations.
         versions: How often each captured tensor had been changed in place when it was captured.
         calls: Layer -> how often it was called.
+        several: Layers with more than one floating output, of which the first is kept.
     """
 
     layers: dict[str, Layer] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class Capture:
     inputs: dict[str, Value] = field(default_factory=dict)
     versions: list[tuple[Tensor, int]] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
+    several: set[str] = field(default_factory=set)
 
     def changed(self) -> bool:
         """Whether something captured was changed in place later on."""
@@ -119,6 +121,10 @@ class Watch(TorchFunctionMode):
                 part.inplace = False
             part.register_forward_pre_hook(self._enter, with_kwargs=True)
             part.register_forward_hook(self._leave, with_kwargs=True)
+        self.compiled = any(
+            type(part).__name__ == "OptimizedModule" or part._compiled_call_impl is not None
+            for part in self.names
+        )
 
     @contextmanager
     def watching(self, members: int | None, cloning: bool) -> Iterator[list[Capture]]:
@@ -129,8 +135,10 @@ class Watch(TorchFunctionMode):
             cloning: Whether the network goes on with copies, so that what is kept is never overwritten.
         """
         self.members, self.cloning, self.captures, self.inside = members, cloning, [], []
+        # What torch.compile has made runs as it was written, or its hooks would be compiled too.
+        plain = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
         try:
-            with self:
+            with plain, self:
                 yield self.captures
         finally:
             self.captures = []
@@ -234,6 +242,8 @@ class Watch(TorchFunctionMode):
             goes_on = _like(found, raw(found).clone())
         capture.layers[name] = layer if calls == 1 else dataclasses.replace(layer, name=name)
         capture.outputs[name] = found
+        if not isinstance(output, (Tensor, Stacked)) and len([*_floating(output)]) > 1:
+            capture.several.add(name)
         capture.versions.append((raw(found), raw(found)._version))
         if entered is not None and (layer.weights or layer.activation is not None):
             capture.inputs[name] = entered
@@ -282,10 +292,19 @@ def _parametrised(module: nn.Module, prefix: str) -> Iterator[str]:
 
 def _first(nest: Any) -> Value | None:
     """The first floating tensor of a nest."""
+    return next(_floating(nest), None)
+
+
+def _floating(nest: Any) -> Iterator[Value]:
+    """The floating tensors of a nest."""
     if isinstance(nest, (Tensor, Stacked)):
-        return nest if nest.is_floating_point() else None
-    parts = nest.values() if isinstance(nest, Mapping) else nest if isinstance(nest, (tuple, list)) else ()
-    return next((found for part in parts if (found := _first(part)) is not None), None)
+        if nest.is_floating_point():
+            yield nest
+        return
+    for part in (
+        nest.values() if isinstance(nest, Mapping) else nest if isinstance(nest, (tuple, list)) else ()
+    ):
+        yield from _floating(part)
 
 
 def _exchanged(nest: Any, new: Value) -> Any:
@@ -301,3 +320,19 @@ def raw(value: Value) -> Tensor:
 
 def _like(value: Value, data: Tensor) -> Value:
     return Stacked(data) if isinstance(value, Stacked) else data
+
+
+def sent_back(total: Tensor, sources: Sequence[Tensor], keep: bool = False) -> Sequence[Tensor | None]:
+    """Gradients through the network's own code, None for what the total does not depend on.
+
+    Raises:
+        LosslabError: That code raised.
+    """
+    try:
+        return torch.autograd.grad(total, sources, retain_graph=keep, allow_unused=True)
+    except LosslabError:
+        raise
+    except Exception as error:  # the user's code
+        raise LosslabError(
+            f"the backward pass raised {first_line(error).rstrip('.')}: mend the network or the loss"
+        ) from error

@@ -18,9 +18,9 @@ from losslab.engine.randomness import fold, generator, member_keys, spared
 from losslab.engine.stacked import NotInTable, Stacked
 from losslab.engine.template import Template
 from losslab.errors import LosslabError
-from losslab.signals.capture import Capture, Layer, Value, Watch, raw
+from losslab.signals.capture import Capture, Layer, Value, Watch, raw, sent_back
 from losslab.signals.finite import check_finite
-from losslab.tasks import Data, Task
+from losslab.tasks import Data, Task, check_module, unrecomputed
 from losslab.tasks.nest import leaves, map_nest
 from losslab.tasks.task import Batch, Loss
 
@@ -35,7 +35,9 @@ class Flow:
     Attributes:
         outputs: Layer -> ``[N, B, ...]``, in the order of the calls.
         inputs: The input of every layer that has weights and of every activation, ``[N, B, ...]``.
-        gradients: Layer -> d(mean loss) / d(output), in the output's shape; empty if not asked for.
+        gradients: Layer -> d(mean loss) / d(output), in the output's shape; empty if not asked for. A layer
+            with several outputs, of which the first is looked at, is left out where the loss uses only others
+            (the last state of an LSTM, say).
         weight_gradients: Name -> d(mean loss) / d(weight), ``[N, ...]``; empty if not asked for.
         losses: The mean loss of each member, ``[N]``.
         layers: Layer -> what it is.
@@ -120,6 +122,7 @@ def aimed(
         points = network.points
         at = Stand(points.weights, points.buffers, placed(given, network), private, keys_of(network))
         return Instrument.of(network, layers, function), at
+    check_module(network, "the network")
     points = Points.from_modules([network])
     if not len(points):
         raise LosslabError("the network has neither weights nor buffers to look at: pass one that has some")
@@ -257,7 +260,8 @@ class Instrument:
             members = at.members if together else None
             with self.watch.watching(members, cloning) as captures, torch.set_grad_enabled(gradients):
                 try:
-                    losses = backend.run(self._watched, stand, training)
+                    with unrecomputed():
+                        losses = backend.run(self._watched, stand, training)
                 except LosslabError:
                     raise
                 except Exception as error:
@@ -288,7 +292,11 @@ class Instrument:
         return Flow(
             {name: node.data for name, node in nodes.items()},
             {name: _of_all(value, at.members) for name, value in capture.inputs.items()},
-            {n: torch.zeros_like(silent[n]) if n in silent else sent[id(node)] for n, node in nodes.items()},
+            {
+                n: torch.zeros_like(silent[n]) if n in silent else sent[id(node)]
+                for n, node in nodes.items()
+                if not (n in silent and n in capture.several)
+            },
             dict(played(leaf)),
             loss.data,
             capture.layers,
@@ -358,11 +366,15 @@ def _flow(seen: Look, at: Stand) -> Flow:
     leaf = seen.weights
     sources = [*leaf.values(), *(t for name in layers for t in seen.outputs(name))]
     found: list[Tensor] = []
+    flowing: dict[str, list[Tensor]] = {}
     if leaf and losses.requires_grad:
-        sent = torch.autograd.grad(losses.sum(), sources, allow_unused=True)
+        sent = sent_back(losses.sum(), sources)
         found = [torch.zeros_like(t) if g is None else g for t, g in zip(sources, sent, strict=True)]
-    back = iter(found[len(leaf) :])
-    flowing = {name: [next(back) for _ in seen.captures] for name in layers} if found else {}
+        back = iter(zip(sent[len(leaf) :], found[len(leaf) :], strict=True))
+        for name in layers:
+            mine = [next(back) for _ in seen.captures]
+            if name not in seen.captures[0].several or any(g is not None for g, _ in mine):
+                flowing[name] = [g for _, g in mine]
     entered = [name for name in layers if name in seen.captures[0].inputs]
     return Flow(
         {name: values([c.outputs[name] for c in seen.captures]) for name in layers},

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from losslab.engine import Population
 from losslab.errors import LosslabError
-from losslab.signals.capture import Capture
+from losslab.signals.capture import Capture, sent_back
 from losslab.signals.flows import Look, aimed
 from losslab.tasks import Data, Task, map_nest
 from losslab.tasks.task import Batch, Loss
@@ -50,6 +50,7 @@ def singular_values(
 
     Returns:
         (from, to) -> ``[N, examples, min(n_from, n_to)]``, descending; NaN where the Jacobian is not finite.
+        Layers of which neither follows from the other, such as two branches, are no pair.
 
     Raises:
         LosslabError: As `losslab.signals.flow`, or fewer than two layers.
@@ -74,7 +75,9 @@ def singular_values(
         source, target = (seen.outputs(name) for name in pair)
         entries = [t[0].shape[2 if seen.together else 1 :].numel() for t in (source, target)]
         if entries[0] * entries[1] <= largest:
-            found[pair] = _svdvals(_jacobian(seen, source, target, examples, mixing))
+            jacobian = _jacobian(seen, source, target, examples, mixing)
+            if jacobian is not None:
+                found[pair] = _svdvals(jacobian)
     return found
 
 
@@ -88,13 +91,16 @@ def _stations(seen: Capture) -> list[str]:
 
 def _jacobian(
     seen: Look, sources: list[Tensor], targets: list[Tensor], examples: int, mixing: bool
-) -> Tensor:
-    """``[N, examples, n_to, n_from]``."""
+) -> Tensor | None:
+    """``[N, examples, n_to, n_from]``; None where the targets are no function of the sources."""
     flat = [t.flatten(2 if seen.together else 1) for t in targets]
     count = min(examples, flat[0].shape[-2])
 
+    if all(g is None for g in sent_back(_total(flat), sources, keep=True)):
+        return None
+
     def row(total: Tensor) -> Tensor:
-        sent = torch.autograd.grad(total, sources, retain_graph=True, allow_unused=True)
+        sent = sent_back(total, sources, keep=True)
         filled = [torch.zeros_like(t) if g is None else g for t, g in zip(sources, sent, strict=True)]
         return seen.gathered(filled).flatten(2)[:, :count]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from losslab.engine import Population, train
+from losslab.engine.population import NEVER
 from losslab.errors import LosslabError
 from losslab.signals.capture import Layer
 from losslab.signals.describing import describe, finished, update_parts
@@ -124,7 +125,7 @@ def signals(
         updates: Update-to-weight ratios, as `losslab.signals.update_ratio` or a recorder gives them.
 
     Raises:
-        LosslabError: As `losslab.signals.flow`.
+        LosslabError: As `losslab.signals.flow`; all members have diverged, or there is no layer.
 
     Example:
         >>> from losslab.tasks import mlp, supervised
@@ -134,12 +135,24 @@ def signals(
         >>> seen.table.layer.unique().tolist(), len(seen.by_member) == 3 * len(seen.table)
         (['input', '0', '1', '2', '3', '4'], True)
     """
+    if layers is not None and not layers:
+        raise LosslabError("no layers were named: name at least one, or pass None for all of them")
     if isinstance(network, Task):
         network = train(network, "sgd", seeds=seeds, steps=0, evaluate=None, progress=False)
     task = network.task if isinstance(network, Population) else loss if isinstance(loss, Task) else None
     if batch is None and task is not None:
         batch = examples_of(task, examples)
+    if isinstance(network, Population) and bool((network.diverged != NEVER).all()):
+        who = "the one member has" if len(network) == 1 else f"all {len(network)} members have"
+        raise LosslabError(
+            f"{who} diverged by step {network.step}, so nothing flows: look at an earlier step, or lower the "
+            "learning rate"
+        )
     seen = flow(network, loss, batch, layers, training)
+    if not seen.layers:
+        raise LosslabError(
+            "the loss calls no layer with an output to look at: pass a network that is made of modules"
+        )
     rows = describe(seen, percentiles)
     inputs = _inputs(seen)
     found: dict[tuple[str, str], Tensor] = {}

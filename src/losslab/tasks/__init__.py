@@ -7,7 +7,7 @@ variables, and the networks.
 """
 
 from losslab.tasks.catalogue import CATALOGUE, cifar10_task, digits_task, mnist_task
-from losslab.tasks.check import build, check
+from losslab.tasks.check import build, check, check_module, unrecomputed
 from losslab.tasks.data import Data
 from losslab.tasks.functions import (
     Function,
@@ -62,6 +62,7 @@ __all__ = [
     "Task",
     "build",
     "check",
+    "check_module",
     "cifar10",
     "cifar10_task",
     "conv2",
@@ -91,6 +92,7 @@ __all__ = [
     "sparse_classification",
     "supervised",
     "teacher_student",
+    "unrecomputed",
     "vgg",
     "vgg11",
     "vgg13",

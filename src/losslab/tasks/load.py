@@ -87,7 +87,7 @@ def _task(module: ModuleType, name: str, file: Path) -> Task:
         task = found()
     except LosslabError:
         raise
-    except Exception as error:  # the user's code
+    except (Exception, SystemExit) as error:  # the user's code
         todo = _HOW if _asks(found) else "mend the function"
         raise LosslabError(f"{name} in {file} raised {_told(error, file)}: {todo}") from error
     if not isinstance(task, Task):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from losslab.tickets.controls import CONTROLS, smaller
 from losslab.tickets.criteria import CRITERIA, Criterion, Evidence, criterion
-from losslab.tickets.experiment import lottery
+from losslab.tickets.experiment import lottery, reopened
 from losslab.tickets.extracting import Compacted, Speed, compact, speed, with_torch_masks
 from losslab.tickets.outcome import Lottery, Outcome
 from losslab.tickets.plan import Plan, held_out
@@ -37,6 +37,7 @@ __all__ = [
     "kept",
     "lottery",
     "prunable",
+    "reopened",
     "smaller",
     "speed",
     "stability_sentences",

@@ -31,8 +31,9 @@ from losslab.tasks.check import build
 from losslab.tickets.controls import CONTROLS, Ticket, smaller
 from losslab.tickets.criteria import Evidence, criterion
 from losslab.tickets.outcome import Lottery, Outcome
-from losslab.tickets.plan import Plan
+from losslab.tickets.plan import Plan, way
 from losslab.tickets.prunable import kept, prunable, whole
+from losslab.tickets.scopes import idle
 
 KEEP = EarlyStopping("validation_loss", patience=None, restore="keep")
 
@@ -60,7 +61,7 @@ def lottery(
         plan: See `Plan`.
         out: Folder for what comes of it.
         resume: Go on with the plan in ``out``, bit for bit; more levels may be asked for.
-        execution: As for `losslab.train`.
+        execution: ``"stacked"``, ``"loop"``, or ``"auto"``: stacked where the network allows it.
         checkpoint_every: Seconds between checkpoints within a level.
         progress: A live line; by default on a terminal.
         watch: Called after each level with the lottery so far.
@@ -69,8 +70,8 @@ def lottery(
         Tables, verdicts, tickets: see `Lottery`.
 
     Raises:
-        LosslabError: The folder holds another plan, a level would empty a layer, or a control cannot be made
-            for this network.
+        LosslabError: The folder holds another plan, a level would empty a layer or prune nothing, or a
+            control cannot be made for this network.
 
     Example:
         >>> from losslab.tasks import digits_task, mlp
@@ -96,6 +97,28 @@ def lottery(
     return result
 
 
+def reopened(task: Task, plan: Plan, out: str | Path) -> Lottery:
+    """The lottery in a folder, as far as it is finished; nothing is trained.
+
+    Args:
+        task: As `lottery` was given it.
+        plan: The same; its levels do not count.
+        out: The folder.
+
+    Raises:
+        LosslabError: The folder holds no finished level, or one of another plan.
+    """
+    run = _Run(task, plan, Path(out), "stacked", 60.0, False)
+    found: list[Outcome] = []
+    if (Path(out) / "plan.json").exists():
+        run.open(resume=True)
+        while (done := run.finished(len(found))) is not None:
+            found.append(done)
+    if not found:
+        raise LosslabError(f"{out} holds no finished level of a lottery: draw one there first")
+    return Lottery(run.task, plan, run.layers, found)
+
+
 class _Run:
     """A lottery on its way."""
 
@@ -115,24 +138,29 @@ class _Run:
         self.layers = prunable(self.module)
         self._rehearse()
         data_sets = [n for n in ("train", "validation", "test") if getattr(self.task, n) is not None]
+        self.execution = way(self.task, plan) if execution == "auto" else execution
         self.objectives = {n: self._objective(self.task, self.module, n) for n in data_sets}
-        self.how: dict[str, Any] = {"execution": execution, "progress": progress, "record": [0]}
+        self.how: dict[str, Any] = {"execution": self.execution, "progress": progress, "record": [0]}
         self.checkpoint_every = checkpoint_every
 
-    @staticmethod
-    def _objective(task: Task, module: nn.Module, name: str) -> Objective:
-        return Objective(task, name, batch_norm="running", execution="stacked", module=module)
+    def _objective(self, task: Task, module: nn.Module, name: str) -> Objective:
+        return Objective(task, name, batch_norm="running", execution=self.execution, module=module)
 
     def _rehearse(self) -> None:
         """What cannot be done is told before anything trains."""
         plan = self.plan
+        at_once = plan.one_shot or not criterion(plan.criterion).trained
         if plan.scope.units:  # how many weights units take depends on the layers, how many units go does not
             like = {n: p.detach()[None] for n, p in self.module.named_parameters()}
-            masks = whole(self.layers, like)
-            for _ in range(plan.levels):
-                masks = plan.scope.prune(like, masks, self.layers)
+            masks = everything = whole(self.layers, like)
+            for level in range(1, plan.levels + 1):
+                before = int(kept(masks, self.layers))
+                begun, times = (everything, level) if at_once else (masks, 1)
+                masks = plan.scope.prune(like, begun, self.layers, times)
+                if int(kept(masks, self.layers)) == before and not at_once:
+                    raise idle(level)
         else:
-            plan.scope.shares(self.layers, plan.levels)
+            plan.scope.shares(self.layers, plan.levels, at_once)
         if "dense" in plan.controls:
             smaller(self.task, self.layers, self.layers.total)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,6 +189,25 @@ class Lottery:
         if not 0 <= level < len(self.levels):
             raise LosslabError(f"level {level} was not drawn: pass 0 to {len(self.levels) - 1}")
         return self.levels[level]
+
+    def instability(self, level: int, at: Sequence[int], **options: Any) -> pd.DataFrame:
+        """How stable a level's tickets are to the order of their batches, from their own start.
+
+        Args:
+            level: Rounds of pruning; at 0 the dense networks.
+            at: As for `losslab.tickets.instability`, which also tells what comes back.
+            **options: As there: ``points``, ``data``, ``batch_norm``, ``execution``.
+        """
+        from losslab.tickets.stability import instability
+
+        drawn, plan = self.outcome(level), self.plan
+        given: dict[str, Any] = {
+            "steps": plan.steps_at(level)[1],
+            "batch_size": plan.batch_size,
+            "masks": drawn.masks,
+        }
+        given |= {"replicates": plan.replicates, "start": drawn.start}
+        return instability(self.task, plan.rule, at=at, **given, **options)
 
     def ticket(self, level: int, replicate: int = 0, weights: str = "best") -> nn.Module:
         """One ticket as an ordinary module whose pruned weights are zero, in evaluation mode.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from losslab.engine import randomness
+from losslab.engine import ExecutionNotice, randomness, train
 from losslab.engine.updating import TorchRule, as_rule
-from losslab.errors import LosslabError, unknown
+from losslab.errors import LosslabError, first_line, unknown
 from losslab.layers import Initialisation
 from losslab.rules import Adam, Rule
 from losslab.tasks import Data, Task
@@ -160,3 +161,19 @@ def held_out(task: Task, share: float = VALIDATION, seed: int = 0) -> Task:
     examples = task.train.all()
     train, validation = (Data(map_nest(lambda t, i=i: t[i], examples)) for i in parts)
     return task.replace(train=train, validation=validation)
+
+
+def way(task: Task, plan: Plan) -> str:
+    """``"stacked"``, or ``"loop"`` for a network that cannot be batched, which is said.
+
+    No clock has a say, so that a lottery which is resumed goes on in the same way.
+    """
+    seeds = [plan.first_seed, plan.first_seed + 1]
+    settings: dict[str, Any] = {"batch_size": plan.batch_size, "evaluate": None, "progress": False}
+    try:
+        train(task, plan.rule, seeds=seeds, steps=1, execution="stacked", **settings)
+    except LosslabError as error:
+        train(task, plan.rule, seeds=seeds, steps=1, execution="loop", **settings)  # other mistakes are told
+        warnings.warn(f"{first_line(error)}: they are trained one by one", ExecutionNotice, stacklevel=3)
+        return "loop"
+    return "stacked"

@@ -74,33 +74,38 @@ class Scope:
             told[name] = 1 - (1 - rate) ** times if name in chosen else 0.0
         return told
 
-    def shares(self, layers: Layers, levels: int) -> list[float]:
+    def shares(self, layers: Layers, levels: int, at_once: bool = False) -> list[float]:
         """P_m at levels 0, 1, ..., ``levels``: the share of the prunable weights that is left, to the weight.
 
         For unstructured pruning, whose counts do not depend on the weights.
 
+        Args:
+            layers: What may be pruned.
+            levels: Rounds of pruning.
+            at_once: Count every level from the whole network, as one-shot pruning does.
+
         Raises:
-            LosslabError: A level would empty a layer, or units are pruned.
+            LosslabError: A level would empty a layer or prune nothing, or units are pruned.
         """
         if self.units:
             raise LosslabError(
                 "how many weights units take depends on the layers: prune, and count the masks"
             )
-        rates = self.of(layers)
-        counts = dict(layers.sizes)
-        told = [1.0]
-        for _ in range(levels):
-            if self.together:
-                open_to = [n for n, r in rates.items() if r > 0]
-                pool = sum(counts[n] for n in open_to)
-                left = _left(pool, self.rate, "the network", units=False)
-                rest = sum(counts.values()) - pool
-                counts = {"": left, **{n: c for n, c in counts.items() if n not in open_to}}
-                rates = {"": self.rate, **{n: 0.0 for n in counts if n}}
-                told.append((left + rest) / layers.total)
-                continue
-            counts = {n: _left(c, rates[n], n, units=False) for n, c in counts.items()}
-            told.append(sum(counts.values()) / layers.total)
+        sizes = dict(layers.sizes)
+        if self.together:
+            rates = self.of(layers)
+            sizes = {"the network": sum(size for n, size in sizes.items() if rates[n] > 0)}
+        rest = layers.total - sum(sizes.values())
+        counts, told = sizes, [1.0]
+        for level in range(1, levels + 1):
+            times = level if at_once else 1
+            rates = {"the network": 1 - (1 - self.rate) ** times} if self.together else self.of(layers, times)
+            begun = sizes if at_once else counts
+            left = {n: _left(c, rates[n], n, False, f"level {level}") for n, c in begun.items()}
+            if left == counts and not at_once:  # then it stays so
+                raise idle(level)
+            counts = left
+            told.append((sum(counts.values()) + rest) / layers.total)
         return told
 
     def prune(self, scores: Stack, masks: Stack, layers: Layers, times: float = 1) -> Stack:
@@ -135,11 +140,20 @@ class Scope:
         return masks | {n: part.reshape(masks[n].shape) for n, part in parts.items()}
 
 
-def _left(count: int, rate: float, name: str, units: bool) -> int:
+def idle(level: int) -> LosslabError:
+    """The error for a level that changes nothing: what is left is so little that every share rounds to 0."""
+    fewer = f"{level - 1} levels at most, or " if level > 1 else ""
+    return LosslabError(
+        f"level {level} would prune nothing, every share of what is left rounds to 0: ask for {fewer}a "
+        "higher rate"
+    )
+
+
+def _left(count: int, rate: float, name: str, units: bool, level: str = "this level") -> int:
     left = count - math.floor(rate * count + 0.5)
     if left < 1:
         what = "units" if units else "weights"
-        raise LosslabError(f"this level would leave {name!r} without {what}: prune fewer levels, or less")
+        raise LosslabError(f"{level} would leave {name!r} without {what}: prune fewer levels, or less")
     return left
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from losslab.engine import Objective, Points, randomness, train
+from losslab.engine import Branch, Objective, Points, randomness, train
+from losslab.engine.masks import as_masks
 from losslab.engine.updating import as_rule
 from losslab.errors import LosslabError
 from losslab.tasks import Task
@@ -31,6 +32,7 @@ def instability(
     batch_size: int | None = None,
     points: int = 30,
     masks: Mapping[str, Tensor] | None = None,
+    start: Branch | None = None,
     data: str | None = None,
     execution: str = "stacked",
     batch_norm: str = "re-estimate",
@@ -49,7 +51,8 @@ def instability(
         replicates: Pairs for each k, from networks of seeds 0, 1, ...
         batch_size: As for `losslab.train`.
         points: Values of t, ends included.
-        masks: Weights to prune, as for `losslab.train`.
+        masks: Weights to prune, name -> ``[*shape]`` or ``[replicates, *shape]``.
+        start: Where the runs begin, one a replicate, instead of initial weights at step 0.
         data: Which examples errors are of; by default test, or else validation, or else training.
         execution: As for `losslab.train`.
         batch_norm: Statistics along the segment, as for `losslab.Objective`.
@@ -59,7 +62,7 @@ def instability(
         0.02; for errors).
 
     Raises:
-        LosslabError: A step k beyond training, or no pairs.
+        LosslabError: A step k before the start or beyond training, no pairs, or masks of another model.
 
     Example:
         >>> from losslab.tasks import digits_task, mlp
@@ -71,13 +74,15 @@ def instability(
 
     rule = as_rule(rule)
     places = sorted(set(at))
-    if not places or places[0] < 0 or places[-1] > steps or steps < 1:
+    begun = 0 if start is None else start.step
+    if not places or places[0] < begun or places[-1] > steps or steps < 1:
         raise LosslabError(
-            f"runs are copied at {places} and have {steps} steps: train for at least 1, and copy at 0 to that"
+            f"runs are copied at {places}, start at {begun} and end at {steps}: train for at least 1 step, "
+            "and copy between start and end"
         )
     if replicates < 1 or points < 3:
         raise LosslabError(f"{replicates} replicates and {points} points: pass at least 1 and 3")
-    settings: dict[str, Any] = {"batch_size": batch_size, "execution": execution, "masks": masks}
+    settings: dict[str, Any] = {"batch_size": batch_size, "execution": execution}
     settings |= {"evaluate": None, "record": [0], "progress": False}
     seeds = list(range(replicates))
     data = (
@@ -87,12 +92,16 @@ def instability(
     )
     objective = Objective(task, data, batch_norm=batch_norm, execution=execution)
     found: list[dict[str, Any]] = []
-    parent = train(task, rule, seeds=seeds, steps=0, **settings)
+    parent = train(task, rule, seeds=seeds, steps=begun, start=start, masks=masks, **settings)
+    own = as_masks(masks or {}, parent.points.weights)
+    twice = {n: torch.cat([m, m]) for n, m in own.items()}
     for k in places:
-        if k:
-            parent = train(task, rule, seeds=seeds, steps=k, start=parent.branch(), **settings)
+        if k > begun:
+            parent = train(task, rule, seeds=seeds, steps=k, start=parent.branch(), masks=own, **settings)
         orders = [randomness.key(s, "order of a copy", k, copy) >> 1 for copy in (0, 1) for s in seeds]
-        both = train(task, rule, seeds=orders, steps=steps, start=parent.branch(seeds * 2), **settings)
+        both = train(
+            task, rule, seeds=orders, steps=steps, start=parent.branch(seeds * 2), masks=twice, **settings
+        )
         found += _walked(objective, both.points, k, seeds, points)
     return pd.DataFrame(found)
 

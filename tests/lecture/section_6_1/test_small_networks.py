@@ -16,16 +16,26 @@ from losslab.lecture.section_6_1 import students
 HOLDS, FAILS = "holds", "does not hold"
 
 
+def spurious():
+    """The bad minimum for seven students of seven units that Safran, Yehudai and Shamir (2021) publish."""
+    w = torch.full((7, 7), -0.0350801559, dtype=torch.float64)
+    w.fill_diagonal_(0.9969227988)
+    w[:, 0] = 0.2616910758
+    w[0] = 0.1859910463
+    w[0, 0] = -0.6327039049
+    return w
+
+
 def test_the_published_point_is_a_bad_minimum():
     objective = Objective(students.student_task(7, 7))
-    points = Points({"weight": students.spurious()[None]}, {})
+    points = Points({"weight": spurious()[None]}, {})
     value, gradient = objective.gradient(points)
     assert value.item() == pytest.approx(0.023203, abs=1e-6)
     assert gradient.matrix().abs().max() < 1e-10
     found = examine(objective, points)
     assert found.kinds == ["minimum"]
     assert found.smallest[0] > 0.01
-    turned = Points({"weight": students.spurious().T[None]}, {})  # neurons in columns: no critical point
+    turned = Points({"weight": spurious().T[None]}, {})  # neurons in columns: no critical point
     assert objective.gradient(turned)[1].matrix().abs().max() > 0.1
 
 

@@ -82,16 +82,6 @@ def runs(students: int, teachers: int, seeds: int, steps: int) -> tuple[Points, 
     return ends, rows.assign(students=students, k=teachers, bad=rows.certified & (rows.value > BAD))
 
 
-def spurious() -> Tensor:
-    """The bad minimum for seven students of seven units that Safran, Yehudai and Shamir publish."""
-    w = torch.full((7, 7), -0.0350801559, dtype=torch.float64)
-    w.fill_diagonal_(0.9969227988)
-    w[:, 0] = 0.2616910758
-    w[0] = 0.1859910463
-    w[0, 0] = -0.6327039049
-    return w
-
-
 def spectra(students: int, teachers: int, points: Points, bad: Tensor, most: int = 20) -> pd.DataFrame:
     """Eigenvalues of the Hessian at some good and some bad ends: one row a (minimum, eigenvalue)."""
     import pandas as pd
