@@ -173,6 +173,7 @@ MISTAKES = {
     "rules adm": "no rule is named 'adm': did you mean 'adam'",
     "train t.py:good --rule adm": "no rule is named 'adm': did you mean 'adam'",
     "train t.py:good --rule torch.Adm": "no torch.optim class is named 'Adm': did you mean 'Adam'",
+    "train t.py:good --rule torch.SparseAdam": "torch.SparseAdam cannot take this step (RuntimeError: Sparse",
     "train t.py:good --rule torch.Adam --hyper momentum=0.9": "torch.Adam was refused its arguments",
     "train t.py:good --hyper beta=0.9": "no option of adam is named 'beta': did you mean",
     "train t.py:good --hyper variant=lectur": "no variant of adam is named 'lectur': did you mean 'lecture'",

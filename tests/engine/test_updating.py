@@ -151,3 +151,5 @@ def test_what_passes_for_a_rule() -> None:
     assert TorchRule(torch.optim.SGD).members() is None
     with pytest.raises(LosslabError, match="is no torch"):
         TorchRule(torch.nn.Linear)
+    with pytest.raises(LosslabError, match="an instance of SGD is no torch"):
+        TorchRule(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1))

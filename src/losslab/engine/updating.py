@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from losslab.engine.points import Stack
-from losslab.errors import LosslabError
+from losslab.errors import LosslabError, first_line
 from losslab.rules import Rule, stepper
 from losslab.rules.rule import Curvature, State, Weights
 
@@ -39,8 +39,10 @@ class TorchRule:
             hyper = {**optimizer.keywords, **hyper}
             optimizer = optimizer.func
         if not (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
+            kind = f"an instance of {type(optimizer).__name__}"
+            name = kind if isinstance(optimizer, torch.optim.Optimizer) else repr(optimizer)
             raise LosslabError(
-                f"{optimizer!r} is no torch.optim class: pass one such as torch.optim.Adam, or a losslab rule"
+                f"{name} is no torch.optim class: pass one such as torch.optim.Adam, or a losslab rule"
             )
         self.optimizer = optimizer
         self.hyper = {n: v.tolist() if isinstance(v, Tensor) else v for n, v in hyper.items()}
@@ -148,10 +150,16 @@ class TorchUpdater:
         for i, (row, optimizer) in enumerate(zip(self.rows, self.optimizers, strict=True)):
             for w, g in zip(row, gradients.values(), strict=True):
                 w.grad = g[i]
-            if self.needs_closure and closure is not None:
-                optimizer.step(partial(closure, i, row))  # type: ignore[arg-type]
-            else:
-                optimizer.step()
+            try:
+                if self.needs_closure and closure is not None:
+                    optimizer.step(partial(closure, i, row))  # type: ignore[arg-type]
+                else:
+                    optimizer.step()
+            except RuntimeError as error:  # such as SparseAdam's, of gradients that are not sparse
+                raise LosslabError(
+                    f"{self.rule.name} cannot take this step ({first_line(error).rstrip('.')}): choose "
+                    "another optimizer, or a losslab rule"
+                ) from error
         return weights, state
 
     def save(self) -> dict[str, Tensor]:
