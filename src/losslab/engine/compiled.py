@@ -18,6 +18,9 @@ from torch import Tensor
 
 from losslab.engine.points import Stack
 
+LANES = 16
+"""Numbers in a vector register."""
+
 LARGEST = 1 << 18
 """Numbers in the weight of a layer up to which a member's values stay in a core's cache (1 MiB)."""
 
@@ -149,12 +152,12 @@ class _Layout:
 
 @functools.lru_cache(maxsize=64)
 def _layout(sizes: tuple[tuple[int, ...], ...], normed: tuple[bool, ...], batch: int) -> _Layout:
-    up = lambda count: (count + 15) // 16 * 16
+    up = lambda count: (count + LANES - 1) // LANES * LANES
     padded, used = up(batch), 0
 
     def take(count: int) -> int:
         nonlocal used
-        used, start = used + up(count) + 16, used  # a line apart
+        used, start = used + up(count) + LANES, used  # a line apart
         return start
 
     blocks = []

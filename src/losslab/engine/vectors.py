@@ -13,8 +13,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-LANES = 16
-"""Numbers in a vector register."""
+from losslab.engine.compiled import LANES
 
 fast = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
 plain = njit(cache=True, nogil=True, error_model="numpy")
