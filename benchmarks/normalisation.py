@@ -52,7 +52,7 @@ def _share_of_signals(how: str) -> Row:
         compiled.machine_code = lambda: None  # type: ignore[assignment]
 
     def run(watch: Recorder | None) -> object:
-        return losslab.train(
+        population = losslab.train(
             task,
             "sgd",
             seeds=CASE.members,
@@ -64,6 +64,7 @@ def _share_of_signals(how: str) -> Row:
             watch=watch,
             progress=False,
         )
+        return population if watch is None else watch.rows  # with all that is left to do for its numbers
 
     try:
         seconds = interleaved(

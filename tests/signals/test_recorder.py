@@ -96,8 +96,6 @@ def test_the_table(task: Task) -> None:
     assert sorted(table.direction.unique()) == ["forward", "weight"]
     one = table.query("step == 4 and layer == '2' and direction == 'forward' and member == 1")
     assert one["std"].item() == recorder.statistic("2", "std")[1, 1].item()
-    assert recorder.latest is not None
-    assert recorder.latest.outputs["0"].shape == (3, 60, 8)
 
 
 def test_a_member_that_diverges_is_nan_and_the_others_are_not() -> None:

@@ -145,18 +145,23 @@ def _blocks(template: Template, names: dict[tuple[int, str], str]) -> tuple[Bloc
     found: list[Block] = []
     before: Any = None
     normed = template.mode(True)  # a measured network may stay in evaluation mode
+    called = {id(module): name for name, module in template.module.named_modules()}
     for layer in layers(template.module):
         kind = type(layer)
         if isinstance(layer, nn.Linear):
             bias = None if layer.bias is None else names[id(layer._parameters), "bias"]
-            found.append(Block(names[id(layer._parameters), "weight"], bias))
+            weight = names[id(layer._parameters), "weight"]
+            found.append(Block(weight, bias, layers=(called[id(layer)], "", "")))
         elif isinstance(layer, nn.BatchNorm1d) and layer.affine and before is nn.Linear and normed:
             affine = [names[id(layer._parameters), key] for key in ("weight", "bias")]
             tracked = [names[id(layer._buffers), key] for key in TRACKED]
-            norm = (*affine, *tracked)
-            found[-1] = replace(found[-1], norm=norm, momentum=layer.momentum or 0.0, eps=layer.eps)
+            norm, known = (*affine, *tracked), (found[-1].layers[0], called[id(layer)], "")
+            found[-1] = replace(
+                found[-1], norm=norm, momentum=layer.momentum or 0.0, eps=layer.eps, layers=known
+            )
         elif kind is nn.ReLU and before in (nn.Linear, nn.BatchNorm1d):
-            found[-1] = replace(found[-1], gated=True)
+            known = (*found[-1].layers[:2], called[id(layer)])
+            found[-1] = replace(found[-1], gated=True, layers=known)
         elif kind is not nn.Flatten or found:
             return None
         before = kind

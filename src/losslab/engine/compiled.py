@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,25 @@ INPUTS, OUTPUTS, BIASED, NORMED, GATED, AT_INPUT, AT_EXAMPLES, AT_CENTRED, AT_SC
 WEIGHT, BIAS, GAMMA, BETA, MEAN, VAR, G_WEIGHT, G_BIAS, G_GAMMA, G_BETA = range(9, 29, 2)
 BLOCK = 29
 
+# After all blocks, of each where it is glanced at: (address, numbers from a member to the next) of what
+# `losslab.engine.glance` is told, of earlier weights, and of the places of a sample, the same for all.
+VALUES, SAMPLES, SIZES, EARLIER, EARLIER_GAMMA, PLACES = range(0, 12, 2)
+GLANCE = 12
+
+PARTS = 3
+"""Values of a block: after its linear layer, after batch norm, after the ReLU."""
+
+TOLD = 5
+"""Numbers told of each, and of its gradient: see `losslab.engine.glance`."""
+
+CONSTANT = 1e-10
+"""Share of the mean square of a layer's values up to which a unit's variance counts as rounding."""
+
 # At its head.
 LENGTH, TICKET, NEXT, WRONG, MEMBERS, BATCH, PADDED, BLOCKS, MEMORY, SHARE = range(10)
 X, X_STRIDE, LABELS, LABELS_STRIDE, LOSSES, NUMBERS = range(10, 16)
-AT_OUTPUT, AT_GRADIENT, AT_OTHER, AT_PRODUCT, AT_LARGEST, AT_SUMS = range(16, 22)
-HEAD = 22
+AT_OUTPUT, AT_GRADIENT, AT_OTHER, AT_PRODUCT, AT_LARGEST, AT_SUMS, AT_UNITS, GLANCES = range(16, 24)
+HEAD = 24
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,7 @@ class Block:
         momentum: Batch norm's.
         eps: Batch norm's.
         gated: Whether there is a ReLU.
+        layers: Names of the modules: linear, batch norm, ReLU; "" for what there is not.
     """
 
     weight: str
@@ -60,6 +75,7 @@ class Block:
     momentum: float = 0.0
     eps: float = 0.0
     gated: bool = False
+    layers: tuple[str, str, str] = ("", "", "")
 
 
 class Compiled:
@@ -85,11 +101,38 @@ class Compiled:
             x: ``[N, B, i]``, or ``[N, B, ...]`` to be flattened.
             y: ``[N, B]``.
         """
+        gradients = {name: torch.empty(w.shape, dtype=torch.float32) for name, w in weights.items()}
+        losses = self.run(weights, buffers, x, y, gradients)
+        if losses is None:
+            return None
+        for block in self.blocks:
+            if block.norm:
+                buffers[block.norm[-1]].add_(1)
+        return losses, gradients
+
+    def run(
+        self,
+        weights: Stack,
+        buffers: Stack,
+        x: Tensor,
+        y: Tensor,
+        gradients: Stack,
+        glances: Sequence[Sequence[Tensor | None]] = (),
+    ) -> Tensor | None:
+        """Losses ``[N]``; None as for a call.
+
+        Args:
+            weights: As for a call.
+            buffers: As for a call; batch norm's counts stay as they are.
+            x: As for a call.
+            y: As for a call.
+            gradients: Where to put them; those of a linear layer's weight may be left out.
+            glances: Of each block the tensors that a glance needs, in the plan's order.
+        """
         work, x = machine_code(), x.flatten(2) if self.flat else x
         if work is None or not self._fits(weights, buffers, x, y):
             return None
         losses = torch.empty(x.shape[0], dtype=torch.float32)
-        gradients = {name: torch.empty(w.shape, dtype=torch.float32) for name, w in weights.items()}
         sizes = tuple(tuple(weights[block.weight].shape[1:]) for block in self.blocks)
         layout = _layout(sizes, tuple(bool(block.norm) for block in self.blocks), x.shape[1])
         threads = min(torch.get_num_threads(), x.shape[0])
@@ -98,19 +141,16 @@ class Compiled:
         plan = [0, 0, 0, 0, x.shape[0], x.shape[1], layout.padded, len(self.blocks)]
         plan += [self.memory.data_ptr(), layout.size, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0)]
         plan += [losses.data_ptr(), self.numbers.data_ptr(), *layout.rest]
+        plan.append(HEAD + BLOCK * len(self.blocks) if glances else 0)
         for block, (outputs, inputs), places in zip(self.blocks, sizes, layout.blocks, strict=True):
             plan += [inputs, outputs, block.bias is not None, bool(block.norm), block.gated, *places]
-            for tensor in _tensors(block, weights, buffers, gradients):
-                plan += (0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(0))
+            plan += _addresses(_tensors(block, weights, buffers, gradients))
+        for tensors in glances:
+            plan += _addresses(tensors)
         numbers = (ctypes.c_int64 * len(plan))(*plan)
         numbers[LENGTH] = len(plan)
         work(numbers, threads)
-        if numbers[WRONG]:
-            return None
-        for block in self.blocks:
-            if block.norm:
-                buffers[block.norm[-1]].add_(1)
-        return losses, gradients
+        return None if numbers[WRONG] else losses
 
     def _fits(self, weights: Stack, buffers: Stack, x: Tensor, y: Tensor) -> bool:
         """Whether the tensors are of the kind, and small enough to stay in a cache."""
@@ -128,6 +168,14 @@ class Compiled:
         ) and all(weights[block.weight].stride(0) <= LARGEST for block in self.blocks)
 
 
+def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
+    """Of each, and the numbers from a member to the next; zeros where there is none."""
+    found: list[int] = []
+    for tensor in tensors:
+        found += (0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(0))
+    return found
+
+
 def _tensors(block: Block, weights: Stack, buffers: Stack, gradients: Stack) -> list[Tensor | None]:
     """In the plan's order."""
     norm: list[Tensor | None] = [None] * 4
@@ -137,7 +185,12 @@ def _tensors(block: Block, weights: Stack, buffers: Stack, gradients: Stack) -> 
         norm = [weights[gamma], weights[beta], buffers[mean], buffers[var]]
         sent = [gradients[gamma], gradients[beta]]
     bias = (None, None) if block.bias is None else (weights[block.bias], gradients[block.bias])
-    return [weights[block.weight], bias[0], *norm, gradients[block.weight], bias[1], *sent]
+    return [weights[block.weight], bias[0], *norm, gradients.get(block.weight), bias[1], *sent]
+
+
+def up(count: int) -> int:
+    """The next multiple of a vector's size."""
+    return (count + LANES - 1) // LANES * LANES
 
 
 @dataclass(frozen=True)
@@ -152,7 +205,6 @@ class _Layout:
 
 @functools.lru_cache(maxsize=64)
 def _layout(sizes: tuple[tuple[int, ...], ...], normed: tuple[bool, ...], batch: int) -> _Layout:
-    up = lambda count: (count + LANES - 1) // LANES * LANES
     padded, used = up(batch), 0
 
     def take(count: int) -> int:
@@ -168,8 +220,8 @@ def _layout(sizes: tuple[tuple[int, ...], ...], normed: tuple[bool, ...], batch:
     widest = max(max(pair) for pair in sizes)
     products = max(outputs * up(inputs) for outputs, inputs in sizes)
     last = sizes[-1][0]
-    rest = [take(n) for n in (up(last) * padded, widest * padded, widest * padded, products, padded, padded)]
-    return _Layout(padded, tuple(blocks), tuple(rest), used)
+    rest = [up(last) * padded, widest * padded, widest * padded, products, padded, padded, 2 * widest]
+    return _Layout(padded, tuple(blocks), tuple(take(n) for n in rest), used)
 
 
 @functools.cache
@@ -214,4 +266,4 @@ def _openmp() -> Any:
     return found
 
 
-__all__ = ["Block", "Compiled", "machine_code"]
+__all__ = ["CONSTANT", "PARTS", "TOLD", "Block", "Compiled", "machine_code", "up"]

@@ -21,18 +21,24 @@ from losslab.engine.compiled import (
     AT_PRODUCT,
     AT_SCALES,
     AT_SUMS,
+    AT_UNITS,
     BATCH,
     BETA,
     BIAS,
     BIASED,
     BLOCK,
     BLOCKS,
+    CONSTANT,
+    EARLIER,
+    EARLIER_GAMMA,
     G_BETA,
     G_BIAS,
     G_GAMMA,
     G_WEIGHT,
     GAMMA,
     GATED,
+    GLANCE,
+    GLANCES,
     HEAD,
     INPUTS,
     LABELS,
@@ -46,113 +52,35 @@ from losslab.engine.compiled import (
     NUMBERS,
     OUTPUTS,
     PADDED,
+    PARTS,
+    PLACES,
+    SAMPLES,
     SHARE,
+    SIZES,
     TICKET,
+    TOLD,
+    VALUES,
     VAR,
     WEIGHT,
     WRONG,
     X_STRIDE,
     X,
 )  # fmt: skip
-from losslab.engine.vectors import LANES, doubles, drawn, fast, floats, longs, multiply, plain, transpose
-
-
-@fast
-def normalise(h, centred, scales, gamma, beta, mean, var, rows, batch, padded, momentum, eps):
-    """Batch norm of the rows of h in place; running statistics move, centred values and scales are kept."""
-    for r in range(rows):
-        row, kept = h[r * padded : r * padded + batch], centred[r * padded : r * padded + batch]
-        total = np.float32(0)
-        for b in range(batch):
-            total += row[b]
-        middle = total / np.float32(batch)
-        square = np.float32(0)
-        for b in range(batch):
-            away = row[b] - middle
-            kept[b] = away
-            square += away * away
-        variance = square / np.float32(batch)
-        scale = np.float32(1) / np.sqrt(variance + eps)
-        mean[r] += momentum * (middle - mean[r])
-        var[r] += momentum * (variance * np.float32(batch / (batch - 1)) - var[r])
-        scales[r] = scale
-        gain, shift = scale * gamma[r], beta[r]
-        for b in range(batch):
-            row[b] = kept[b] * gain + shift
-
-
-@fast
-def denormalise(g, centred, scales, gamma, g_gamma, g_beta, rows, batch, padded):
-    """The way back through `normalise`, in place."""
-    for r in range(rows):
-        row, kept = g[r * padded : r * padded + batch], centred[r * padded : r * padded + batch]
-        total, along = np.float32(0), np.float32(0)
-        for b in range(batch):
-            total += row[b]
-            along += row[b] * kept[b]
-        along *= scales[r]
-        g_beta[r], g_gamma[r] = total, along
-        share, slope = total / np.float32(batch), along * scales[r] / np.float32(batch)
-        gain = scales[r] * gamma[r]
-        for b in range(batch):
-            row[b] = gain * (row[b] - share - kept[b] * slope)
-
-
-@fast
-def _exponential(x):
-    """exp(x) of a float32 x <= 0 to two units in the last place; the library's would go number by number."""
-    power = np.rint(x * np.float32(1.4426950408889634))
-    r = x - power * np.float32(0.693359375) - power * np.float32(-2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + np.float32(1)
-    scale = np.int32((np.int32(power) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return np.float32(0) if x < np.float32(-87) else p * scale
-
-
-@fast
-def cross_entropy(z, labels, g, largest, sums, classes, batch, padded):
-    """Mean of ``-log softmax(z)[y]`` over the columns of z ``[C, B]``, and its gradient g."""
-    for b in range(batch):
-        largest[b], sums[b] = z[b], np.float32(0)
-    for c in range(1, classes):
-        for b in range(batch):
-            largest[b] = max(largest[b], z[c * padded + b])
-    for c in range(classes):
-        for b in range(batch):
-            e = _exponential(z[c * padded + b] - largest[b])
-            g[c * padded + b] = e
-            sums[b] += e
-    total = np.float32(0)
-    for b in range(batch):  # in a loop of its own: else a small loss would be added to large logits, and lost
-        largest[b] -= z[labels[b] * padded + b]
-    for b in range(batch):
-        total += np.log(sums[b]) + largest[b]
-        sums[b] = np.float32(1) / (sums[b] * np.float32(batch))
-    for c in range(classes):
-        for b in range(batch):
-            g[c * padded + b] *= sums[b]
-    for b in range(batch):
-        g[labels[b] * padded + b] -= np.float32(1) / np.float32(batch)
-    return total / np.float32(batch)
-
-
-@fast
-def gate(h, size):
-    """ReLU in place; NaN stays NaN."""
-    for j in range(size):
-        h[j] = np.float32(0) if h[j] < 0 else h[j]
-
-
-@fast
-def gate_back(g, h, size):
-    """The way back through `gate`."""
-    for j in range(size):
-        g[j] = np.float32(0) if h[j] <= 0 else g[j]
+from losslab.engine.rows import (
+    add_to_rows,
+    copy_rows,
+    cross_entropy,
+    denormalise,
+    distance,
+    gate,
+    gate_back,
+    moments,
+    normalise,
+    sum_of,
+    sum_rows,
+    unit_moments,
+)
+from losslab.engine.vectors import LANES, doubles, drawn, floats, longs, multiply, plain, transpose
 
 
 @plain
@@ -166,34 +94,41 @@ def _of(plan, block, tensor, n, count):
     return _floats(plan[block + tensor] + 4 * n * plan[block + tensor + 1], count)
 
 
-@fast
-def _add_to_rows(h, bias, rows, padded):
-    for r in range(rows):
-        shift = bias[r]
-        for b in range(r * padded, (r + 1) * padded):
-            h[b] += shift
-
-
-@fast
-def _sum_rows(g, into, rows, batch, padded):
-    for r in range(rows):
-        total = np.float32(0)
-        for b in range(r * padded, r * padded + batch):
-            total += g[b]
-        into[r] = total
-
-
-@fast
-def _copy_rows(source, target, rows, columns, wide, tall):
-    for r in range(rows):
-        for c in range(columns):
-            target[r * tall + c] = source[r * wide + c]
-
-
 @plain
 def _up(count):
     """The next multiple of a vector's size."""
     return (count + LANES - 1) // LANES * LANES
+
+
+@plain
+def _glance_at(plan, k, part, back, h, n, o, base):
+    """Notes what a part of block k comes to."""
+    if plan[GLANCES] == 0:
+        return
+    at = plan[GLANCES] + k * GLANCE
+    told = plan[at + VALUES] + 4 * n * plan[at + VALUES + 1] + 4 * TOLD * (2 * part + back)
+    told, kept = _floats(told, TOLD), _floats(base + 4 * plan[AT_UNITS], 2 * o)
+    told[TOLD - 1] = unit_moments(h, kept, o, plan[BATCH], plan[PADDED])
+    moments(kept, o, told, np.float32(CONSTANT))
+    if not back:
+        count = plan[at + SAMPLES + 1] // PARTS
+        places = carray(longs(plan[at + PLACES]), (count,))
+        into = _floats(plan[at + SAMPLES] + 4 * n * plan[at + SAMPLES + 1] + 4 * count * part, count)
+        for s in range(count):
+            into[s] = h[np.uint64(places[s])]
+
+
+@plain
+def _measure(plan, k, which, w, g, n, rows, columns, wide):
+    """Notes the sizes of a weight ``[rows, columns]`` of block k, of its gradient, and of its way."""
+    at = plan[GLANCES] + k * GLANCE
+    into = carray(doubles(plan[at + SIZES] + 8 * (n * plan[at + SIZES + 1] + 5 * which)), (5,))
+    into[0] = sum_of(w, rows, columns, columns)[1]
+    into[1], into[2] = sum_of(g, rows, columns, wide)
+    earlier = at + (EARLIER_GAMMA if which else EARLIER)
+    if plan[earlier]:
+        before = _floats(plan[earlier] + 4 * n * plan[earlier + 1], rows * columns)
+        into[3], into[4] = distance(w, before, rows, columns)
 
 
 @plain
@@ -202,7 +137,7 @@ def _enter(plan, n, base):
     inputs, batch, padded = plan[HEAD + INPUTS], plan[BATCH], plan[PADDED]
     x = _floats(plan[X] + 4 * n * plan[X_STRIDE], batch * inputs)
     wide, into = _up(inputs), base + 4 * plan[HEAD + AT_EXAMPLES]
-    _copy_rows(x, _floats(into, batch * wide), batch, inputs, inputs, wide)
+    copy_rows(x, _floats(into, batch * wide), batch, inputs, inputs, wide)
     transpose(into, base + 4 * plan[HEAD + AT_INPUT], batch, inputs, wide, padded)
 
 
@@ -218,7 +153,8 @@ def _forward(plan, n, base, numbers):
         multiply(weight, i, 1, base + 4 * plan[at + AT_INPUT], padded, into, padded, o, i, padded // LANES)
         h = _floats(into, o * padded)
         if plan[at + BIASED]:
-            _add_to_rows(h, _of(plan, at, BIAS, n, o), o, padded)
+            add_to_rows(h, _of(plan, at, BIAS, n, o), o, padded)
+        _glance_at(plan, k, 0, 0, h, n, o, base)
         if plan[at + NORMED]:
             centred = _floats(base + 4 * plan[at + AT_CENTRED], o * padded)
             scales = _floats(base + 4 * plan[at + AT_SCALES], o)
@@ -226,8 +162,10 @@ def _forward(plan, n, base, numbers):
             mean, var = _of(plan, at, MEAN, n, o), _of(plan, at, VAR, n, o)
             momentum, eps = np.float32(numbers[2 * k]), np.float32(numbers[2 * k + 1])
             normalise(h, centred, scales, gamma, beta, mean, var, o, batch, padded, momentum, eps)
+            _glance_at(plan, k, 1, 0, h, n, o, base)
         if plan[at + GATED]:
             gate(h, o * padded)
+            _glance_at(plan, k, 2, 0, h, n, o, base)
         if k + 1 < blocks:
             wide = _up(o)
             transpose(into, base + 4 * plan[at + BLOCK + AT_EXAMPLES], o, batch, padded, wide)
@@ -244,22 +182,32 @@ def _back(plan, n, base):
         g, wide = _floats(here, o * padded), _up(i)
         if plan[at + GATED]:
             following = plan[AT_OUTPUT] if k + 1 == blocks else plan[at + BLOCK + AT_INPUT]
+            _glance_at(plan, k, 2, 1, g, n, o, base)
             gate_back(g, _floats(base + 4 * following, o * padded), o * padded)
         if plan[at + NORMED]:
             centred = _floats(base + 4 * plan[at + AT_CENTRED], o * padded)
             scales = _floats(base + 4 * plan[at + AT_SCALES], o)
             g_gamma, g_beta = _of(plan, at, G_GAMMA, n, o), _of(plan, at, G_BETA, n, o)
             gamma = _of(plan, at, GAMMA, n, o)
+            _glance_at(plan, k, 1, 1, g, n, o, base)
             denormalise(g, centred, scales, gamma, g_gamma, g_beta, o, batch, padded)
+            if plan[GLANCES]:
+                _measure(plan, k, 1, gamma, g_gamma, n, 1, o, o)
+        _glance_at(plan, k, 0, 1, g, n, o, base)
         if plan[at + BIASED]:
-            _sum_rows(g, _of(plan, at, G_BIAS, n, o), o, batch, padded)
+            sum_rows(g, _of(plan, at, G_BIAS, n, o), o, batch, padded)
         examples = base + 4 * plan[at + AT_EXAMPLES]
         into = plan[at + G_WEIGHT] + 4 * n * plan[at + G_WEIGHT + 1]
-        if wide == i:
+        if plan[at + G_WEIGHT] and wide == i:
             multiply(here, padded, 1, examples, wide, into, wide, o, batch, wide // LANES)
         else:
             multiply(here, padded, 1, examples, wide, product, wide, o, batch, wide // LANES)
-            _copy_rows(_floats(product, o * wide), _floats(into, o * i), o, i, wide, i)
+            if plan[at + G_WEIGHT]:
+                copy_rows(_floats(product, o * wide), _floats(into, o * i), o, i, wide, i)
+            else:
+                _measure(
+                    plan, k, 0, _of(plan, at, WEIGHT, n, o * i), _floats(product, o * wide), n, o, i, wide
+                )
         if k > 0:
             weight = plan[at + WEIGHT] + 4 * n * plan[at + WEIGHT + 1]
             multiply(weight, 1, i, here, padded, there, padded, i, o, padded // LANES)

@@ -113,6 +113,43 @@ def measured(
     return parts
 
 
+def glanced(name: str, values: Tensor, sample: Tensor, which: tuple[float, ...], gates: bool) -> list[Part]:
+    """The parts of a layer's values from what `losslab.engine.glance` told of it.
+
+    Args:
+        name: The layer.
+        values: ``[N, 2, 5]``.
+        sample: ``[N, S]``.
+        which: Percentiles.
+        gates: Whether it is a ReLU.
+    """
+    ahead, back = values.unbind(1)
+    return [
+        Part((name, "forward"), _glanced_gate if gates else _glanced, (ahead,)),
+        Part((name, "forward"), _percentiles(which), (sample,)),
+        Part((name, "backward"), _backward, (back[:, 0], back[:, 1])),
+    ]
+
+
+def glanced_weight(name: str, sizes: Tensor, count: int, steps: Tensor) -> list[Part]:
+    """The same of a layer's weight.
+
+    Args:
+        name: The layer.
+        sizes: ``[N, 5]``.
+        count: Numbers in the weight.
+        steps: Updates since the earlier weight, ``[N]``; 0 where there is none.
+    """
+    square, total, along, moved, before = sizes.unbind(1)
+    told = (t.to(torch.float32) for t in (square.sqrt(), total / count, along.sqrt()))
+    ratio = (moved.sqrt() / (steps * before.sqrt())).to(torch.float32).masked_fill(steps == 0, torch.nan)
+    place = (name, "weight")
+    return [
+        Part(place, _weight, (*told, torch.full_like(square, count))),
+        Part(place, _update, (ratio,)),
+    ]
+
+
 def finished(looks: Sequence[Sequence[Part]]) -> list[dict[Place, Statistics]]:
     """What is left to do after `measured`, for some looks."""
     alike: dict[Any, list[tuple[int, Part]]] = {}
@@ -174,13 +211,32 @@ def _single_forward(mean: Tensor, variance: Tensor, flat: Tensor, silent: Tensor
 
 @lru_cache(maxsize=16)
 def _percentiles(which: tuple[float, ...]) -> Finish:
-    return lambda values: {
-        f"p{p:g}": column for p, column in zip(which, ranked(values, which).unbind(-1), strict=True)
-    }
+    def finish(values: Tensor) -> Statistics:
+        columns = ranked(values, which, ours=True).unbind(-1)
+        return {f"p{p:g}": column for p, column in zip(which, columns, strict=True)}
+
+    return finish
 
 
 def _backward(mean: Tensor, variance: Tensor) -> Statistics:
     return {"mean": mean, "std": variance.sqrt()}
+
+
+def _glanced(told: Tensor, gates: bool = False) -> Statistics:
+    mean, variance, within, flat, silent = told.unbind(2)
+    neither, gone = torch.full_like(mean, torch.nan), mean.isnan()
+    return {
+        "mean": mean,
+        "std": variance.sqrt(),
+        "unit_std": within.sqrt(),
+        "constant": flat.masked_fill(gone, torch.nan),
+        "saturated": neither,
+        "dead": silent.masked_fill(gone, torch.nan) if gates else neither,
+    }
+
+
+def _glanced_gate(told: Tensor) -> Statistics:
+    return _glanced(told, gates=True)
 
 
 def _weight(

@@ -13,6 +13,7 @@ from losslab.engine.points import Stack
 from losslab.errors import LosslabError
 from losslab.signals.describing import Part, Place, finished, main_weights, measured, update_parts
 from losslab.signals.flows import Flow, Instrument, examples_of, keys_of, placed
+from losslab.signals.glancing import Glanced, Glancer
 from losslab.signals.statistics import PERCENTILES, Statistics, as_percentiles, update_ratio
 from losslab.tasks import Batch, Data
 
@@ -73,13 +74,12 @@ class Recorder:
         self.percentiles, self.sample = as_percentiles(percentiles), sample
         self.steps: list[int] = []
         self.done: list[dict[Place, Statistics]] = []
-        self.waiting: list[list[Part]] = []
+        self.waiting: list[list[Part] | Glanced] = []
         self.losses: list[Tensor] = []
-        self.latest: Flow | None = None
         self.instrument: Instrument | None = None
+        self.glancer: Glancer | None = None
         self.batch: Batch = None
-        self.updates: Stack = {}
-        self.main: list[str] = []
+        self.main: dict[str, str] = {}
         self.held = 0
         self.keys = torch.empty(0, dtype=torch.int64)
         self.before: tuple[int, Stack] | None = None
@@ -95,10 +95,36 @@ class Recorder:
         if waited >= self.every:
             self._look(population)
         if waited >= self.every - 1 or self.every == 1:
-            self.before = step, {n: population.points.weights[n].clone() for n in self.main}
+            self._remember(population)
+
+    def _remember(self, population: Population) -> None:
+        weights = {name: population.points.weights[name] for name in self.main.values()}
+        if self.before is None:
+            self.before = population.step, {name: w.clone() for name, w in weights.items()}
+        elif weights:  # where the earlier ones were
+            torch._foreach_copy_([*self.before[1].values()], [*weights.values()])
+            self.before = population.step, self.before[1]
 
     def _look(self, population: Population) -> None:
-        self.latest = None  # so that its memory is taken again
+        span, earlier = 0, {}
+        if self.before is not None:
+            span, earlier = population.step - self.before[0], self.before[1]
+        glanced = None if self.glancer is None else self.glancer(population.points, earlier, span)
+        if glanced is not None:
+            self.waiting.append(glanced)
+            self.losses.append(glanced.told.losses)
+        else:
+            seen, parts = self._measured(population, earlier, span)
+            self.waiting.append(parts)
+            self.losses.append(seen.losses)
+            if self.held == 0:  # the same at every look, and a glance holds less
+                self.held = sum(t.untyped_storage().nbytes() for part in parts for t in part.columns)
+        self.steps.append(population.step)
+        if self.held * len(self.waiting) > HELD:
+            self._finish()
+
+    def _measured(self, population: Population, earlier: Stack, span: int) -> tuple[Flow, list[Part]]:
+        """A look by the instrument that takes any network."""
         if self.instrument is None:
             self.instrument = Instrument.of(population, self.layers)
             probe = self.probe
@@ -108,23 +134,28 @@ class Recorder:
         keys = keys_of(population) if self.instrument.drawing else self.keys
         seen = self.instrument(population.points, self.batch, keys, False, self.training, self.gradients)
         parts = measured(seen, self.percentiles, self.sample, backward_percentiles=False)
-        self.main = list(dict.fromkeys(w for _, w in main_weights(seen.layers, seen.points.weights)))
-        if self.before is not None:
-            step, weights = self.before
-            self.updates = update_ratio(weights, population.points.weights, population.step - step)
-            parts += update_parts(seen.layers, self.updates)
-        self.steps.append(population.step)
-        self.waiting.append(parts)
-        if self.held == 0:  # the same at every look
-            self.held = sum(t.untyped_storage().nbytes() for part in parts for t in part.columns)
-        if self.held * len(self.waiting) > HELD:
-            self._finish()
-        self.losses.append(seen.losses)
-        self.latest = seen
+        if not self.steps:
+            self.main = dict(main_weights(seen.layers, seen.points.weights))
+            if self.training:
+                self.glancer = Glancer.of(population, seen, self.batch, self.percentiles, self.sample)
+        if earlier:
+            parts += update_parts(seen.layers, update_ratio(earlier, population.points.weights, span))
+        return seen, parts
 
     def _finish(self) -> None:
-        self.done += finished(self.waiting)
+        glances = [look for look in self.waiting if isinstance(look, Glanced)]
+        others = [look for look in self.waiting if not isinstance(look, Glanced)]
+        told = iter(self.glancer.finished(glances) if self.glancer is not None and glances else ())
+        made = iter(finished(others))
+        self.done += [next(told if isinstance(look, Glanced) else made) for look in self.waiting]
         self.waiting.clear()
+
+    @property
+    def updates(self) -> Stack:
+        """The last look's update-to-weight ratios, weight -> ``[N]``."""
+        last = self.rows[-1] if self.steps else {}
+        told = {w: last.get((layer, "weight"), {}) for layer, w in self.main.items()}
+        return {w: row["update_ratio"] for w, row in told.items() if "update_ratio" in row}
 
     @property
     def rows(self) -> list[dict[Place, Statistics]]:

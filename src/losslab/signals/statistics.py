@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from losslab.engine.compiled import CONSTANT
 from losslab.engine.points import Stack
 from losslab.engine.randomness import generator
 from losslab.errors import LosslabError
@@ -25,9 +26,6 @@ PERCENTILES = (2, 15, 50, 85, 98)
 
 SAMPLE = 4096
 """Values of a layer, the same ones for every member, that percentiles are taken of."""
-
-CONSTANT = 1e-5
-"""Share of a layer's root mean square below which a unit's standard deviation counts as rounding."""
 
 CACHED = 2**17
 """Values that are passed over at a time, so that the second pass finds them in a core's cache."""
@@ -95,7 +93,7 @@ def of_units(mean: Tensor, variance: Tensor, single: bool) -> Statistics:
     if single:
         within = flat = torch.full_like(within, torch.nan)
     else:
-        flat = (variance <= CONSTANT**2 * square[..., None]).to(mean.dtype).mean(2) + 0 * square
+        flat = (variance <= CONSTANT * square[..., None]).to(mean.dtype).mean(2) + 0 * square
     return {"mean": middle, "std": total.sqrt(), "unit_std": within.sqrt(), "constant": flat}
 
 
@@ -135,9 +133,9 @@ def drawn(values: Tensor, sample: int | None, seed: int) -> Tensor:
     return _sampled(values, sample, seed)
 
 
-def ranked(values: Tensor, which: tuple[float, ...]) -> Tensor:
-    """Percentiles of the last axis: ``[..., S]`` -> ``[..., len(which)]``."""
-    ordered = sort_rows(values.reshape(-1, values.shape[-1])).view(values.shape)
+def ranked(values: Tensor, which: tuple[float, ...], ours: bool = False) -> Tensor:
+    """Percentiles of the last axis: ``[..., S]`` -> ``[..., len(which)]``; ``ours`` are sorted in place."""
+    ordered = sort_rows(values.reshape(-1, values.shape[-1]), ours).view(values.shape)
     low, high, share = (t.to(values.device) for t in _ranks(values.shape[-1], which))
     below = ordered[..., low]
     found = below + share.to(values.dtype) * (ordered[..., high] - below)
@@ -153,10 +151,18 @@ def _ranks(count: int, which: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor
     return low, (low + 1).clamp(max=count - 1), place - low
 
 
-def sort_rows(values: Tensor) -> Tensor:
-    """Each row in ascending order, NaN last, ``[N, S]``; on a CPU by numpy, whose sort is 30 times faster."""
+def sort_rows(values: Tensor, ours: bool = False) -> Tensor:
+    """Each row in ascending order, NaN last, ``[N, S]``; on a CPU by numpy, whose sort is 30 times faster.
+
+    Args:
+        values: ``[N, S]``.
+        ours: Whether the values may be overwritten.
+    """
     if not _in_numpy(values):
         return values.sort(1).values
+    if ours:
+        values.detach().numpy().sort(axis=1)
+        return values
     return torch.from_numpy(np.sort(values.detach().numpy(), axis=1))
 
 
@@ -175,10 +181,17 @@ def _sampled(values: Tensor, sample: int, seed: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+def chosen(count: int, sample: int | None, seed: int = 0) -> Tensor:
+    """Which of so many values are drawn, ``[S]``, int64, along memory; all if they are not more than that."""
+    if sample is None or count <= sample:
+        return torch.arange(count)
+    return torch.randint(count, (sample,), generator=generator(seed, "percentiles")).sort().values
+
+
+@lru_cache(maxsize=64)
 def _places(shape: torch.Size, sample: int, seed: int) -> tuple[Tensor, ...]:
-    index = torch.randint(shape.numel(), (sample,), generator=generator(seed, "percentiles"))
-    index = index.sort().values  # along memory
-    return tuple(torch.from_numpy(p) for p in np.unravel_index(index.numpy(), shape))  # torch's loads sympy
+    index = chosen(shape.numel(), sample, seed).numpy()
+    return tuple(torch.from_numpy(p) for p in np.unravel_index(index, shape))  # torch's loads sympy
 
 
 @dataclass(frozen=True)
