@@ -44,6 +44,10 @@ Step = Callable[[Tensor, Stack, Stack, bool], tuple[Tensor, Callable[[Tensor], l
 step's weights and then to its value."""
 
 
+Visit = Callable[[int, Tensor, bool], None]
+"""Number of a step, a value ``[N, B, ...]`` after it, whether that is the gradient."""
+
+
 @dataclass(frozen=True)
 class Chain:
     """Layers in a row, and a loss at their end.
@@ -52,12 +56,14 @@ class Chain:
         steps: Each with the names of its weights.
         loss: The loss of outputs and targets.
         classes: Whether targets are class indices.
+        called: Of each step, the name of its module.
         compiled: The same as machine code, where there is some for these layers.
     """
 
     steps: tuple[tuple[Step, tuple[str, ...]], ...]
     loss: Callable[[Tensor, Tensor], tuple[Tensor, operations.Vjp]]
     classes: bool
+    called: tuple[str, ...]
     compiled: Compiled | None = None
 
     @classmethod
@@ -82,12 +88,27 @@ class Chain:
         blocks = _blocks(template, names) if classes else None
         flat = any(isinstance(layer, nn.Flatten) for layer in layers(template.module))
         compiled = Compiled(blocks, flat) if blocks else None
-        return cls(tuple(steps), LOSSES[loss.criterion], classes, compiled)
+        known = {id(module): name for name, module in template.module.named_modules()}
+        called = tuple(known[id(layer)] for layer in layers(template.module))
+        return cls(tuple(steps), LOSSES[loss.criterion], classes, called, compiled)
 
     def gradients(
         self, weights: Stack, buffers: Stack, batch: Any, private: bool
     ) -> tuple[Tensor, Gradients]:
         """Losses ``[N]`` and gradients of all members.
+
+        Raises:
+            NotInTable: A batch of a kind that the chain has no kernels for.
+        """
+        x, y = self.stacked(weights, batch, private)
+        if self.compiled is not None:
+            done = self.compiled(weights, buffers, x, y)
+            if done is not None:
+                return done[0], Gradients(dict(done[1]))
+        return self.stepwise(weights, buffers, x, y)
+
+    def stacked(self, weights: Stack, batch: Any, private: bool) -> tuple[Tensor, Tensor]:
+        """Examples and targets, ``[N, B, ...]`` both.
 
         Raises:
             NotInTable: A batch of a kind that the chain has no kernels for.
@@ -100,19 +121,28 @@ class Chain:
             x, y = x.expand(members, *x.shape), y.expand(members, *y.shape)
         if self.classes and (y.dim() != 2 or y.is_floating_point()):
             raise NotInTable("this form of cross_entropy")
-        if self.compiled is not None:
-            done = self.compiled(weights, buffers, x, y)
-            if done is not None:
-                return done[0], Gradients(dict(done[1]))
-        return self._stepwise(weights, buffers, x, y)
+        return x, y
 
-    def _stepwise(self, weights: Stack, buffers: Stack, x: Tensor, y: Tensor) -> tuple[Tensor, Gradients]:
-        """Operation by operation, all members at once."""
-        notes: list[tuple[tuple[str, ...], Callable[[Tensor], list[Any]]]] = []
-        for step, names in self.steps:
+    def stepwise(
+        self, weights: Stack, buffers: Stack, x: Tensor, y: Tensor, visit: Visit | None = None
+    ) -> tuple[Tensor, Gradients]:
+        """Operation by operation, all members at once.
+
+        Args:
+            weights: Name -> ``[N, ...]``.
+            buffers: The same.
+            x: ``[N, B, ...]``.
+            y: The same.
+            visit: Is shown the value after each step, and its gradient on the way back; the next step may
+                overwrite them. There is no gradient before the first step with weights.
+        """
+        notes: list[tuple[int, tuple[str, ...], Callable[[Tensor], list[Any]]]] = []
+        for k, (step, names) in enumerate(self.steps):
             x, vjp = step(x, weights, buffers, bool(notes))
             if names or notes:
-                notes.append((names, vjp))
+                notes.append((k, names, vjp))
+            if visit is not None:
+                visit(k, x, False)
         if x.dim() != 3 or not (self.classes or y.shape == x.shape):
             raise NotInTable("this form of the loss")
         losses, back = self.loss(x, y)
@@ -120,7 +150,9 @@ class Chain:
         found: dict[str, Any] = {}
         del x, y, back  # memory given free on the way is taken again while it is still in the cache
         while notes:
-            names, vjp = notes.pop()
+            k, names, vjp = notes.pop()
+            if visit is not None:
+                visit(k, g, True)
             sent = vjp(g)
             found.update(zip(names, sent, strict=False))
             g = sent[-1]

@@ -149,6 +149,21 @@ class Watch(TorchFunctionMode):
         self.inside.clear()
         self.axis = -1
 
+    def in_a_row(self, names: Sequence[str]) -> dict[str, Layer] | None:
+        """The layers that are reported of modules called one after the other, with tensors of units last.
+
+        None if the order alone does not tell: one is called twice, or one that was asked for is not called.
+        """
+        modules = {name: module for module, name in self.names.items()}
+        found = {}
+        for name in names:
+            layer = self._layer(modules[name], self._name(modules[name]))
+            if self._reports(modules[name], layer.name):
+                if layer.name in found:
+                    return None
+                found[layer.name] = layer
+        return found if {*(self.wanted or ())} <= {*found} else None
+
     def check_called(self, captures: list[Capture]) -> None:
         """Raises if a layer that was asked for was not called."""
         called = {name for capture in captures for name in capture.outputs}

@@ -24,6 +24,7 @@ from losslab.signals.statistics import (
     as_percentiles,
     drawn,
     flat_part,
+    gates,
     mean_and_variance,
     of_units,
     ranked,
@@ -86,34 +87,57 @@ def measured(
 ) -> list[Part]:
     """The passes over all values; arguments as for `describe`."""
     parts: list[Part] = []
-    rank = _percentiles(as_percentiles(which))
+    which = as_percentiles(which)
     for name, layer in seen.layers.items():
-        values = seen.outputs[name]
-        mean, variance = unit_moments(values, layer.unit_axis)
-        flat = flat_part(seen, name)
-        shares = (share_of(flags, mean[:, 0]) for flags in (flat, silent_units(seen, name, flat)))
-        finish = _single_forward if single_valued(values, layer.unit_axis) else _forward
-        place = (name, "forward")
-        parts += [
-            Part(place, finish, (mean, variance, *shares)),
-            Part(place, rank, (drawn(values, sample, seed),)),
-        ]
-    for name in seen.gradients:
-        back, place = seen.gradients[name], (name, "backward")
-        parts.append(Part(place, _backward, mean_and_variance(back, [*range(1, back.dim())])))
+        flat = flat_part(layer, seen.inputs.get(name))
+        parts += ahead(name, layer, seen.outputs[name], flat, which, sample, seed)
+    for name, back in seen.gradients.items():
+        parts.append(behind(name, back))
         if backward_percentiles:
-            parts.append(Part(place, rank, (drawn(back, sample, seed),)))
-    for name, weight in main_weights(seen.layers, seen.points.weights):
-        size = _norm(seen.points.weights[weight].detach())
-        columns: tuple[Tensor, ...] = (size,)
-        if seen.weight_gradients:
-            gradient = seen.weight_gradients[weight].flatten(1)
-            columns = (size, gradient.mean(1), _norm(gradient), _count(gradient))
+            parts.append(Part((name, "backward"), _percentiles(which), (drawn(back, sample, seed),)))
+    return parts + weight_parts(seen.layers, seen.points.weights, seen.weight_gradients)
+
+
+def ahead(
+    name: str,
+    layer: Layer,
+    values: Tensor,
+    flat: Tensor | None,
+    which: tuple[float, ...],
+    sample: int | None,
+    seed: int = 0,
+) -> list[Part]:
+    """The parts of a layer's output ``[N, B, ...]``; ``flat`` is its `flat_part`."""
+    mean, variance = unit_moments(values, layer.unit_axis)
+    shares = (None if gates(layer) else flat, silent_units(layer, values, flat))
+    finish = _single_forward if single_valued(values, layer.unit_axis) else _forward
+    place = (name, "forward")
+    return [
+        Part(place, finish, (mean, variance, *(share_of(flags, mean[:, 0]) for flags in shares))),
+        Part(place, _percentiles(which), (drawn(values, sample, seed),)),
+    ]
+
+
+def behind(name: str, back: Tensor) -> Part:
+    """The moments of the gradient with respect to a layer's output."""
+    return Part((name, "backward"), _backward, mean_and_variance(back, [*range(1, back.dim())]))
+
+
+def weight_parts(
+    layers: Mapping[str, Layer], weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+) -> list[Part]:
+    """The parts of each layer's weight and its gradient, if there are any gradients."""
+    parts = []
+    for name, weight in main_weights(layers, weights):
+        columns: tuple[Tensor, ...] = (_norm(weights[weight].detach()),)
+        if gradients:
+            gradient = gradients[weight].flatten(1)
+            columns += (gradient.mean(1), _norm(gradient), _count(gradient))
         parts.append(Part((name, "weight"), _weight, columns))
     return parts
 
 
-def glanced(name: str, values: Tensor, sample: Tensor, which: tuple[float, ...], gates: bool) -> list[Part]:
+def glanced(name: str, values: Tensor, sample: Tensor, which: tuple[float, ...], relu: bool) -> list[Part]:
     """The parts of a layer's values from what `losslab.engine.glance` told of it.
 
     Args:
@@ -121,11 +145,11 @@ def glanced(name: str, values: Tensor, sample: Tensor, which: tuple[float, ...],
         values: ``[N, 2, 5]``.
         sample: ``[N, S]``.
         which: Percentiles.
-        gates: Whether it is a ReLU.
+        relu: Whether it is a ReLU.
     """
-    ahead, back = values.unbind(1)
+    output, back = values.unbind(1)
     return [
-        Part((name, "forward"), _glanced_gate if gates else _glanced, (ahead,)),
+        Part((name, "forward"), _glanced_relu if relu else _glanced, (output,)),
         Part((name, "forward"), _percentiles(which), (sample,)),
         Part((name, "backward"), _backward, (back[:, 0], back[:, 1])),
     ]
@@ -222,7 +246,7 @@ def _backward(mean: Tensor, variance: Tensor) -> Statistics:
     return {"mean": mean, "std": variance.sqrt()}
 
 
-def _glanced(told: Tensor, gates: bool = False) -> Statistics:
+def _glanced(told: Tensor, relu: bool = False) -> Statistics:
     mean, variance, within, flat, silent = told.unbind(2)
     neither, gone = torch.full_like(mean, torch.nan), mean.isnan()
     return {
@@ -231,12 +255,12 @@ def _glanced(told: Tensor, gates: bool = False) -> Statistics:
         "unit_std": within.sqrt(),
         "constant": flat.masked_fill(gone, torch.nan),
         "saturated": neither,
-        "dead": silent.masked_fill(gone, torch.nan) if gates else neither,
+        "dead": silent.masked_fill(gone, torch.nan) if relu else neither,
     }
 
 
-def _glanced_gate(told: Tensor) -> Statistics:
-    return _glanced(told, gates=True)
+def _glanced_relu(told: Tensor) -> Statistics:
+    return _glanced(told, relu=True)
 
 
 def _weight(

@@ -1,4 +1,8 @@
-"""Statistics of a population's layers from glances by machine code, where its networks have some."""
+"""Statistics of a chain of layers while it runs: each value is looked at where it is made, and then let go.
+
+What a look keeps goes through memory, and that is most of its cost. A population that was trained as a chain
+of torch's own layers needs no hooks to be seen, and what is asked of its values fits in a few numbers.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +14,33 @@ from torch import Tensor
 
 from losslab.engine import Points, Population
 from losslab.engine.chain import Chain
-from losslab.engine.compiled import Compiled
 from losslab.engine.glance import Glance, glance
 from losslab.engine.points import Stack
+from losslab.engine.stacked import NotInTable
 from losslab.engine.template import Template
-from losslab.signals.capture import Layer
+from losslab.signals.capture import Layer, Watch
 from losslab.signals.describing import (
     Part,
     Place,
+    ahead,
+    behind,
     finished,
     glanced,
     glanced_weight,
     main_weights,
+    update_parts,
+    weight_parts,
 )
-from losslab.signals.flows import Flow
-from losslab.signals.statistics import Statistics, chosen
+from losslab.signals.statistics import Statistics, chosen, flat_part, update_ratio
 from losslab.tasks import Batch
 
-GATE = 2
+RELU = 2
 """The part of a block that is a ReLU's."""
 
 
 @dataclass(frozen=True)
 class Glanced:
-    """A look whose statistics are still to be made.
+    """A look by machine code whose statistics are still to be made.
 
     Attributes:
         told: What machine code told.
@@ -46,94 +53,142 @@ class Glanced:
 
 @dataclass(frozen=True)
 class Glancer:
-    """Looks again and again at a population that machine code trains.
+    """Looks again and again at a population of chains, in training mode.
 
     Args:
-        compiled: The networks.
+        chain: What it was trained as.
         layers: Those reported.
-        where: Layer -> block, and part of the block.
-        weights: Layer -> how many numbers its weight has.
+        counts: Layer -> numbers in its main weight.
         x: ``[N, B, ...]``, the examples.
-        y: ``[N, B]``.
-        places: Of each block, which values of a part are sampled.
+        y: ``[N, B]``, or as the outputs.
         which: Percentiles.
+        sample: Values of a layer that they are taken of, a member.
     """
 
-    compiled: Compiled
+    chain: Chain
     layers: Mapping[str, Layer]
-    where: Mapping[str, tuple[int, int]]
-    weights: Mapping[str, int]
+    counts: Mapping[str, int]
     x: Tensor
     y: Tensor
-    places: Sequence[Tensor]
     which: tuple[float, ...]
+    sample: int | None
 
     @classmethod
     def of(
-        cls, population: Population, seen: Flow, batch: Batch, which: tuple[float, ...], sample: int | None
+        cls,
+        population: Population,
+        layers: Sequence[str] | None,
+        batch: Batch,
+        which: tuple[float, ...],
+        sample: int | None,
     ) -> Glancer | None:
-        """For a population, after a first look in training mode; None if its networks are no such chain."""
-        execution, members, stack = population.execution, len(population), seen.points.weights
-        if execution is None or execution.backend.name != "tape" or not seen.gradients:
-            return None
-        chain = Chain.of(Template(population.template), population.task.loss, stack)
-        if chain is None or chain.compiled is None or not _labelled(batch):
-            return None
-        blocks, (x, y) = chain.compiled.blocks, batch
-        places = [(name, (k, p)) for k, block in enumerate(blocks) for p, name in enumerate(block.layers)]
-        where = {name: place for name, place in places if name}
-        once = len(where) == sum(bool(name) for name, _ in places)
-        if not once or not {*seen.outputs} <= {*where}:
-            return None
-        sizes = [stack[block.weight].shape[1] for block in blocks]
-        return cls(
-            chain.compiled,
-            seen.layers,
-            where,
-            {name: stack[w][0].numel() for name, w in main_weights(seen.layers, stack)},
-            x.expand(members, *x.shape),
-            y.expand(members, *y.shape),
-            [chosen(len(x) * o, sample) for o in sizes],
-            which,
-        )
+        """For a population; None if its networks were not trained as a chain, or cannot be seen as one.
 
-    def __call__(self, points: Points, earlier: Stack, steps: int) -> Glanced | None:
-        """One look; None where the tensors are not for machine code, then or ever."""
-        told = glance(self.compiled, points.weights, points.buffers, self.x, self.y, self.places, earlier)
-        return None if told is None else Glanced(told, steps if earlier else 0)
+        Raises:
+            LosslabError: A layer that the network does not have.
+        """
+        if population.execution is None or population.execution.backend.name != "tape":
+            return None
+        weights, template = population.points.weights, Template(population.template)
+        chain = Chain.of(template, population.task.loss, weights)
+        if chain is None:
+            return None
+        reported = Watch(template.module, layers).in_a_row(chain.called)
+        first = next(k for k, (_, names) in enumerate(chain.steps) if names)
+        # No gradient reaches what is before weights; a network that is one layer has no name for it.
+        if not reported or "" in chain.called or {*chain.called[:first]} & {*reported}:
+            return None
+        try:
+            x, y = chain.stacked(weights, batch, private=False)
+        except NotInTable:
+            return None
+        counts = {name: weights[weight][0].numel() for name, weight in main_weights(reported, weights)}
+        return cls(chain, reported, counts, x, y, which, sample)
+
+    def __call__(self, points: Points, earlier: Stack, steps: int) -> tuple[Tensor, Glanced | list[Part]]:
+        """Losses ``[N]`` and a look.
+
+        Args:
+            points: Where the members stand.
+            earlier: Their main weights some steps earlier; none if there is nothing to compare with.
+            steps: How many.
+
+        Raises:
+            NotInTable: A batch of a kind that the chain has no kernels for.
+        """
+        buffers = {name: buffer.clone() for name, buffer in points.buffers.items()}  # they stay as they are
+        told = None
+        if self.chain.compiled is not None:
+            at = (self.chain.compiled, points.weights, buffers, self.x, self.y)
+            told = glance(*at, self._places(points.weights), earlier)
+        if told is not None:
+            return told.losses, Glanced(told, steps if earlier else 0)
+        return self._by_operations(points.weights, buffers, earlier, steps)
+
+    def _by_operations(
+        self, weights: Stack, buffers: Stack, earlier: Stack, steps: int
+    ) -> tuple[Tensor, list[Part]]:
+        parts: list[Part] = []
+        flat: dict[str, Tensor | None] = {}
+
+        def visit(step: int, value: Tensor, back: bool) -> None:
+            name = self.chain.called[step]
+            layer = self.layers.get(name)
+            if layer is not None and back:
+                parts.append(behind(name, value))
+            elif layer is not None:
+                parts.extend(ahead(name, layer, value, flat.pop(name, None), self.which, self.sample))
+            following = self.chain.called[step + 1] if step + 1 < len(self.chain.called) else ""
+            if not back and following in self.layers:  # an activation may overwrite what it is given
+                flat[following] = flat_part(self.layers[following], value)
+
+        with torch.no_grad():
+            losses, gradients = self.chain.stepwise(weights, buffers, self.x, self.y, visit)
+            parts += weight_parts(self.layers, weights, gradients)
+            if earlier:
+                parts += update_parts(self.layers, update_ratio(earlier, weights, steps))
+        return losses, parts
+
+    def _places(self, weights: Stack) -> list[Tensor]:
+        """Of each block, which values of a part are sampled."""
+        blocks = () if self.chain.compiled is None else self.chain.compiled.blocks
+        examples = self.x.shape[1]
+        return [chosen(examples * weights[block.weight].shape[1], self.sample) for block in blocks]
 
     def finished(self, looks: Sequence[Glanced]) -> list[dict[Place, Statistics]]:
         """The statistics of some looks: what is alike in all of them is done for all at once."""
-        columns = zip(
-            *((look.told.values, look.told.samples, look.told.sizes) for look in looks), strict=True
-        )
+        seen = [(look.told.values, look.told.samples, look.told.sizes) for look in looks]
+        columns = zip(*seen, strict=True)
         values, samples, sizes = ([torch.cat(row) for row in zip(*column, strict=True)] for column in columns)
         members = len(self.x)
         steps = torch.tensor([look.steps for look in looks]).repeat_interleave(members)
         (rows,) = finished([self._parts(values, samples, sizes, steps)])
         found: list[dict[Place, Statistics]] = [{} for _ in looks]
         for place, told in rows.items():
-            for row in found:
-                row[place] = {}
-            for name, column in told.items():
-                for row, mine in zip(found, column.split(members), strict=True):
-                    row[place][name] = mine
+            each = {name: column.view(len(looks), members).unbind(0) for name, column in told.items()}
+            for k, row in enumerate(found):
+                row[place] = {name: column[k] for name, column in each.items()}
         return found
 
     def _parts(
         self, values: list[Tensor], samples: list[Tensor], sizes: list[Tensor], steps: Tensor
     ) -> list[Part]:
+        assert self.chain.compiled is not None
+        blocks = self.chain.compiled.blocks
+        where = {name: (k, p) for k, block in enumerate(blocks) for p, name in enumerate(block.layers)}
         parts: list[Part] = []
         for name in self.layers:
-            k, p = self.where[name]
-            parts += glanced(name, values[k][:, p], samples[k][:, p], self.which, p == GATE)
-        for name, count in self.weights.items():
-            k, p = self.where[name]
+            k, p = where[name]
+            parts += glanced(name, values[k][:, p], samples[k][:, p], self.which, p == RELU)
+        for name, count in self.counts.items():
+            k, p = where[name]
             parts += glanced_weight(name, sizes[k][:, p], count, steps)
         return parts
 
 
-def _labelled(batch: Batch) -> bool:
-    """Whether it is of examples and their classes."""
-    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-    return pair and all(isinstance(t, Tensor) for t in batch) and batch[1].dtype == torch.int64
+def held_by(look: Glanced | Sequence[Part]) -> int:
+    """Bytes that wait for their statistics."""
+    if isinstance(look, Glanced):
+        told = look.told
+        return sum(t.nbytes for t in (*told.values, *told.samples, *told.sizes))
+    return sum(t.untyped_storage().nbytes() for part in look for t in part.columns)

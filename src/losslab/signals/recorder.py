@@ -10,10 +10,11 @@ from torch import Tensor
 
 from losslab.engine import Population
 from losslab.engine.points import Stack
+from losslab.engine.stacked import NotInTable
 from losslab.errors import LosslabError
 from losslab.signals.describing import Part, Place, finished, main_weights, measured, update_parts
-from losslab.signals.flows import Flow, Instrument, examples_of, keys_of, placed
-from losslab.signals.glancing import Glanced, Glancer
+from losslab.signals.flows import Instrument, examples_of, keys_of, placed
+from losslab.signals.glancing import Glanced, Glancer, held_by
 from losslab.signals.statistics import PERCENTILES, Statistics, as_percentiles, update_ratio
 from losslab.tasks import Batch, Data
 
@@ -109,38 +110,42 @@ class Recorder:
         span, earlier = 0, {}
         if self.before is not None:
             span, earlier = population.step - self.before[0], self.before[1]
-        glanced = None if self.glancer is None else self.glancer(population.points, earlier, span)
-        if glanced is not None:
-            self.waiting.append(glanced)
-            self.losses.append(glanced.told.losses)
-        else:
-            seen, parts = self._measured(population, earlier, span)
-            self.waiting.append(parts)
-            self.losses.append(seen.losses)
-            if self.held == 0:  # the same at every look, and a glance holds less
-                self.held = sum(t.untyped_storage().nbytes() for part in parts for t in part.columns)
+        if not self.steps:
+            self._begin(population)
+        losses, look = self._seen(population, earlier, span)
         self.steps.append(population.step)
+        self.losses.append(losses)
+        self.waiting.append(look)
+        if self.held == 0:  # the same at every look
+            self.held = held_by(look)
         if self.held * len(self.waiting) > HELD:
             self._finish()
 
-    def _measured(self, population: Population, earlier: Stack, span: int) -> tuple[Flow, list[Part]]:
-        """A look by the instrument that takes any network."""
+    def _begin(self, population: Population) -> None:
+        given = examples_of(population.task, self.probe) if isinstance(self.probe, int) else self.probe
+        self.batch = placed(given.all() if isinstance(given, Data) else given, population)
+        self.keys = keys_of(population)
+        if self.training and self.gradients:
+            rest = (self.layers, self.batch, self.percentiles, self.sample)
+            self.glancer = Glancer.of(population, *rest)
+
+    def _seen(self, population: Population, earlier: Stack, span: int) -> tuple[Tensor, list[Part] | Glanced]:
+        """Losses and a look: at a chain where the networks are one, else by the instrument for any."""
+        if self.glancer is not None:
+            try:
+                self.main = dict(main_weights(self.glancer.layers, population.points.weights))
+                return self.glancer(population.points, earlier, span)
+            except NotInTable:
+                self.glancer = None
         if self.instrument is None:
             self.instrument = Instrument.of(population, self.layers)
-            probe = self.probe
-            given = examples_of(population.task, probe) if isinstance(probe, int) else probe
-            self.batch = placed(given.all() if isinstance(given, Data) else given, population)
-            self.keys = keys_of(population)
         keys = keys_of(population) if self.instrument.drawing else self.keys
         seen = self.instrument(population.points, self.batch, keys, False, self.training, self.gradients)
+        self.main = dict(main_weights(seen.layers, seen.points.weights))
         parts = measured(seen, self.percentiles, self.sample, backward_percentiles=False)
-        if not self.steps:
-            self.main = dict(main_weights(seen.layers, seen.points.weights))
-            if self.training:
-                self.glancer = Glancer.of(population, seen, self.batch, self.percentiles, self.sample)
         if earlier:
             parts += update_parts(seen.layers, update_ratio(earlier, population.points.weights, span))
-        return seen, parts
+        return seen.losses, parts
 
     def _finish(self) -> None:
         glances = [look for look in self.waiting if isinstance(look, Glanced)]

@@ -19,6 +19,7 @@ from losslab.engine.compiled import CONSTANT
 from losslab.engine.points import Stack
 from losslab.engine.randomness import generator
 from losslab.errors import LosslabError
+from losslab.signals.capture import Layer
 from losslab.signals.flows import Flow
 
 PERCENTILES = (2, 15, 50, 85, 98)
@@ -246,15 +247,21 @@ def saturated(seen: Flow, layer: str) -> Tensor:
     Sigmoid: an input beyond 3 in size. Others: a slope below a tenth of the largest one. NaN for layers that
     are no known activation, and for ReLU, which is flat on half of the line by design.
     """
-    return _share(flat_part(seen, layer), seen.outputs[layer])
+    told = seen.layers[layer]
+    flat = None if gates(told) else flat_part(told, seen.inputs.get(layer))
+    return _share(flat, seen.outputs[layer])
 
 
-def flat_part(seen: Flow, layer: str) -> Tensor | None:
-    """Which values are saturated, or None where that does not apply."""
-    activation = seen.layers[layer].activation
-    if activation is None or activation.gates:
+def gates(layer: Layer) -> bool:
+    """Whether it passes or blocks by design."""
+    return layer.activation is not None and layer.activation.gates
+
+
+def flat_part(layer: Layer, entered: Tensor | None) -> Tensor | None:
+    """Which values of an activation's input pass nearly no gradient; None where the output tells, or none."""
+    if layer.activation is None or layer.activation.name == "relu" or entered is None:
         return None
-    return activation.flat(seen.inputs[layer])
+    return layer.activation.flat(entered)
 
 
 def dead(seen: Flow, layer: str) -> Tensor:
@@ -263,18 +270,15 @@ def dead(seen: Flow, layer: str) -> Tensor:
     ReLU: at zero for every example. Others: saturated for every example. NaN for layers that are no known
     activation.
     """
-    return _share(silent_units(seen, layer), seen.outputs[layer])
+    told, values = seen.layers[layer], seen.outputs[layer]
+    return _share(silent_units(told, values, flat_part(told, seen.inputs.get(layer))), values)
 
 
-def silent_units(seen: Flow, layer: str, flat: Tensor | None = None) -> Tensor | None:
-    """Which units are dead, or None where that does not apply; ``flat`` is `flat_part`, if it is known."""
-    told = seen.layers[layer]
-    if told.activation is None:
-        return None
-    if told.activation.name == "relu":
-        return by_unit(seen.outputs[layer], told.unit_axis).amax(2) <= 0
-    flat = told.activation.flat(seen.inputs[layer]) if flat is None else flat
-    return by_unit(flat, told.unit_axis).all(2)
+def silent_units(layer: Layer, values: Tensor, flat: Tensor | None) -> Tensor | None:
+    """Which units of a layer are dead, or None where that does not apply; ``flat`` is `flat_part`."""
+    if layer.activation is not None and layer.activation.name == "relu":
+        return by_unit(values, layer.unit_axis).amax(2) <= 0
+    return None if flat is None else by_unit(flat, layer.unit_axis).all(2)
 
 
 def _share(flags: Tensor | None, values: Tensor) -> Tensor:
