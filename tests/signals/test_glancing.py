@@ -11,7 +11,7 @@ from torch import nn
 from losslab import train
 from losslab.engine import Population, compiled
 from losslab.rules import SGD
-from losslab.signals import Recorder, describe, flow, update_ratio
+from losslab.signals import Recorder, describe, flow, glancing, update_ratio
 from losslab.signals.glancing import Glanced
 from losslab.tasks import Task, mlp, supervised
 
@@ -51,7 +51,8 @@ def trained(task: Task, steps: int, watch: Recorder | None = None) -> Population
 
 def by(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if how == "operations":
-        monkeypatch.setattr(compiled, "machine_code", lambda: None)
+        for place in (compiled, glancing):
+            monkeypatch.setattr(place, "machine_code", lambda: None)
 
 
 def compare(recorder: Recorder, k: int, there: Population, before: Population) -> None:

@@ -6,7 +6,7 @@ each layer right there, and a look costs what the arithmetic of its examples cos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ class Glance:
         losses: ``[N]``.
         values: ``[N, 3, 2, 5]``: of each part, and of the gradient of the loss: mean, variance, variance over
             examples (the mean of those of the units), share of units whose variance is rounding (`CONSTANT`),
-            share of units with no positive value.
+            share of units with no positive value; of a gradient only the first two mean anything.
         samples: ``[N, 3, S]``: values of each part, at places that are the same for all members.
         sizes: ``[N, 2, 5]``, float64: of the linear layer's weight, and of batch norm's, the sum of squares;
             the sum and the sum of squares of the gradient; the squared distance from the earlier weight, and
@@ -37,41 +37,55 @@ class Glance:
     sizes: tuple[Tensor, ...]
 
 
-def glance(
-    compiled: Compiled,
-    weights: Stack,
-    buffers: Stack,
-    x: Tensor,
-    y: Tensor,
-    places: Sequence[Tensor],
-    earlier: Stack,
-) -> Glance | None:
-    """A glance at all members in training mode; None where the tensors are not for machine code.
+class Glances:
+    """Looks at all members in training mode, on the same examples each time.
 
     Args:
         compiled: The networks.
-        weights: Name -> ``[N, ...]``.
-        buffers: Batch norm's; they stay as they are.
+        weights: Name -> ``[N, ...]``, for their shapes.
+        buffers: The same of batch norm's, which stay as they are.
         x: ``[N, B, ...]``.
         y: ``[N, B]``.
-        places: Of each block, which values of a part ``[B, o]`` are sampled: ``[S]``, int64.
-        earlier: Weights that distances are measured from; void for those that are not among them.
+        sampled: ``(values in a part) -> [S]``, int64: which of its ``[B, o]`` are sampled.
     """
-    members, examples = x.shape[:2]
-    buffers = {name: buffer.clone() for name, buffer in buffers.items()}
-    small = {name for block in compiled.blocks for name in (block.bias, *block.norm[:2])} - {None}
-    gradients = {name: torch.empty_like(weights[name]) for name in weights if name in small}
-    values, samples, sizes, told = [], [], [], []
-    for block, chosen in zip(compiled.blocks, places, strict=True):
-        o = weights[block.weight].shape[1]
-        values.append(torch.empty(members, PARTS, 2, TOLD, dtype=torch.float32))
-        samples.append(torch.empty(members, PARTS, len(chosen), dtype=torch.float32))
-        sizes.append(torch.empty(members, 2, 5, dtype=torch.float64))
-        before = [earlier.get(name) for name in (block.weight, block.norm[0] if block.norm else "")]
-        inside = chosen % o * up(examples) + chosen // o  # where machine code keeps it
-        told.append([values[-1], samples[-1], sizes[-1], *before, inside])
-    losses = compiled.run(weights, buffers, x, y, gradients, told)
-    return None if losses is None else Glance(losses, tuple(values), tuple(samples), tuple(sizes))
+
+    def __init__(
+        self,
+        compiled: Compiled,
+        weights: Stack,
+        buffers: Stack,
+        x: Tensor,
+        y: Tensor,
+        sampled: Callable[[int], Tensor],
+    ) -> None:
+        self.compiled, self.x, self.y = compiled, x, y
+        small = {name for block in compiled.blocks for name in (block.bias, *block.norm[:2])}
+        # What is written and never asked for; outputs do not depend on running statistics.
+        self.gradients = {name: torch.empty_like(w) for name, w in weights.items() if name in small}
+        self.buffers = {name: torch.zeros_like(buffer) for name, buffer in buffers.items()}
+        self.places = []
+        for block in compiled.blocks:
+            o = weights[block.weight].shape[1]
+            chosen = sampled(x.shape[1] * o)
+            self.places.append(chosen % o * up(x.shape[1]) + chosen // o)  # where machine code keeps it
+
+    def __call__(self, weights: Stack, earlier: Stack) -> Glance | None:
+        """One look; None where the tensors are not for machine code.
+
+        Args:
+            weights: Name -> ``[N, ...]``.
+            earlier: Weights that distances are measured from; void for those that are not among them.
+        """
+        members = self.x.shape[0]
+        values, samples, sizes, told = [], [], [], []
+        for block, places in zip(self.compiled.blocks, self.places, strict=True):
+            values.append(torch.empty(members, PARTS, 2, TOLD, dtype=torch.float32))
+            samples.append(torch.empty(members, PARTS, len(places), dtype=torch.float32))
+            sizes.append(torch.empty(members, 2, 5, dtype=torch.float64))
+            before = [earlier.get(name) for name in (block.weight, block.norm[0] if block.norm else "")]
+            told.append([values[-1], samples[-1], sizes[-1], *before, places])
+        losses = self.compiled.run(weights, self.buffers, self.x, self.y, self.gradients, told)
+        return None if losses is None else Glance(losses, tuple(values), tuple(samples), tuple(sizes))
 
 
-__all__ = ["Glance", "glance"]
+__all__ = ["Glance", "Glances"]

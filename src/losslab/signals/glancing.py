@@ -14,7 +14,8 @@ from torch import Tensor
 
 from losslab.engine import Points, Population
 from losslab.engine.chain import Chain
-from losslab.engine.glance import Glance, glance
+from losslab.engine.compiled import machine_code
+from losslab.engine.glance import Glance, Glances
 from losslab.engine.points import Stack
 from losslab.engine.stacked import NotInTable
 from losslab.engine.template import Template
@@ -57,6 +58,7 @@ class Glancer:
 
     Args:
         chain: What it was trained as.
+        machine: Looks by machine code, where there is some.
         layers: Those reported.
         counts: Layer -> numbers in its main weight.
         x: ``[N, B, ...]``, the examples.
@@ -66,6 +68,7 @@ class Glancer:
     """
 
     chain: Chain
+    machine: Glances | None
     layers: Mapping[str, Layer]
     counts: Mapping[str, int]
     x: Tensor
@@ -103,26 +106,27 @@ class Glancer:
         except NotInTable:
             return None
         counts = {name: weights[weight][0].numel() for name, weight in main_weights(reported, weights)}
-        return cls(chain, reported, counts, x, y, which, sample)
+        machine = None
+        if chain.compiled is not None and machine_code() is not None:
+            at = (chain.compiled, weights, population.points.buffers, x, y)
+            machine = Glances(*at, lambda count: chosen(count, sample))
+        return cls(chain, machine, reported, counts, x, y, which, sample)
 
     def __call__(self, points: Points, earlier: Stack, steps: int) -> tuple[Tensor, Glanced | list[Part]]:
         """Losses ``[N]`` and a look.
 
         Args:
             points: Where the members stand.
-            earlier: Their main weights some steps earlier; none if there is nothing to compare with.
+            earlier: Their main weights some steps earlier, which may be overwritten; none if there are none.
             steps: How many.
 
         Raises:
             NotInTable: A batch of a kind that the chain has no kernels for.
         """
-        buffers = {name: buffer.clone() for name, buffer in points.buffers.items()}  # they stay as they are
-        told = None
-        if self.chain.compiled is not None:
-            at = (self.chain.compiled, points.weights, buffers, self.x, self.y)
-            told = glance(*at, self._places(points.weights), earlier)
+        told = None if self.machine is None else self.machine(points.weights, earlier)
         if told is not None:
             return told.losses, Glanced(told, steps if earlier else 0)
+        buffers = {name: buffer.clone() for name, buffer in points.buffers.items()}  # they stay as they are
         return self._by_operations(points.weights, buffers, earlier, steps)
 
     def _by_operations(
@@ -146,14 +150,8 @@ class Glancer:
             losses, gradients = self.chain.stepwise(weights, buffers, self.x, self.y, visit)
             parts += weight_parts(self.layers, weights, gradients)
             if earlier:
-                parts += update_parts(self.layers, update_ratio(earlier, weights, steps))
+                parts += update_parts(self.layers, update_ratio(earlier, weights, steps, ours=True))
         return losses, parts
-
-    def _places(self, weights: Stack) -> list[Tensor]:
-        """Of each block, which values of a part are sampled."""
-        blocks = () if self.chain.compiled is None else self.chain.compiled.blocks
-        examples = self.x.shape[1]
-        return [chosen(examples * weights[block.weight].shape[1], self.sample) for block in blocks]
 
     def finished(self, looks: Sequence[Glanced]) -> list[dict[Place, Statistics]]:
         """The statistics of some looks: what is alike in all of them is done for all at once."""

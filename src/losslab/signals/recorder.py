@@ -21,7 +21,7 @@ from losslab.tasks import Batch, Data
 if TYPE_CHECKING:
     import pandas as pd
 
-HELD = 2**24
+HELD = 2**22
 """Bytes that looks may hold before their statistics are finished, all together."""
 
 PROBE = 32
@@ -128,12 +128,13 @@ class Recorder:
         if self.training and self.gradients:
             rest = (self.layers, self.batch, self.percentiles, self.sample)
             self.glancer = Glancer.of(population, *rest)
+        if self.glancer is not None:
+            self.main = dict(main_weights(self.glancer.layers, population.points.weights))
 
     def _seen(self, population: Population, earlier: Stack, span: int) -> tuple[Tensor, list[Part] | Glanced]:
         """Losses and a look: at a chain where the networks are one, else by the instrument for any."""
         if self.glancer is not None:
             try:
-                self.main = dict(main_weights(self.glancer.layers, population.points.weights))
                 return self.glancer(population.points, earlier, span)
             except NotInTable:
                 self.glancer = None
@@ -144,7 +145,9 @@ class Recorder:
         self.main = dict(main_weights(seen.layers, seen.points.weights))
         parts = measured(seen, self.percentiles, self.sample, backward_percentiles=False)
         if earlier:
-            parts += update_parts(seen.layers, update_ratio(earlier, population.points.weights, span))
+            parts += update_parts(
+                seen.layers, update_ratio(earlier, population.points.weights, span, ours=True)
+            )
         return seen.losses, parts
 
     def _finish(self) -> None:

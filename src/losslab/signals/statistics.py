@@ -294,7 +294,9 @@ def share_of(flags: Tensor | None, like: Tensor) -> Tensor:
     return flags.flatten(1).to(like.dtype).mean(1)
 
 
-def update_ratio(earlier: Mapping[str, Tensor], later: Mapping[str, Tensor], steps: int = 1) -> Stack:
+def update_ratio(
+    earlier: Mapping[str, Tensor], later: Mapping[str, Tensor], steps: int = 1, ours: bool = False
+) -> Stack:
     """``||W' - W|| / (steps ||W||)`` of every weight, name -> ``[N]``.
 
     With one step between the two it is the update-to-weight ratio. With more it is a lower bound of the mean
@@ -304,9 +306,11 @@ def update_ratio(earlier: Mapping[str, Tensor], later: Mapping[str, Tensor], ste
         earlier: Stacked weights, e.g. ``points.weights``.
         later: The same after ``steps`` updates.
         steps: Updates between the two.
+        ours: Whether the earlier weights may be overwritten.
     """
     found = {}
     for name, before in earlier.items():
         size = before.flatten(1).norm(dim=1)
-        found[name] = (later[name] - before).flatten(1).norm(dim=1) / (steps * size)
+        away = torch.sub(later[name], before, out=before if ours else None)
+        found[name] = away.flatten(1).norm(dim=1) / (steps * size)
     return found
