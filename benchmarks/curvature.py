@@ -359,13 +359,15 @@ class PowerIteration:
         return sent
 
     def _reached(self) -> dict[int, int]:
-        """Pair -> the first product at which it was accurate."""
+        """Pair -> the product whose result was accurate, as all later ones: one before the iterate's own."""
         largest = max(value for _, value, _ in self.seen)
-        found: dict[int, int] = {}
+        first, rough = {}, {}
         for k, (pair, _, residual) in enumerate(self.seen):
-            if residual <= ACCURACY * largest:
-                found.setdefault(pair, k)
-        return found
+            first.setdefault(pair, k)
+            if residual > ACCURACY * largest:
+                rough[pair] = k
+        last = {pair: k for k, (pair, _, _) in enumerate(self.seen)}
+        return {pair: rough.get(pair, first[pair]) for pair, k in last.items() if k > rough.get(pair, -1)}
 
     def accurate(self) -> int:
         """Pairs that were accurate at some time."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from losslab import train
 from losslab.engine import Population, compiled
+from losslab.errors import LosslabError
 from losslab.rules import SGD
 from losslab.signals import Recorder, describe, flow, glancing, update_ratio
 from losslab.signals.glancing import Glanced
@@ -94,6 +95,21 @@ def test_a_glance_tells_what_the_instrument_tells(
     assert bool(recorder.statistic(*first_weight(recorder))[0].isnan().all())
 
 
+@pytest.mark.parametrize("how", BY)
+@pytest.mark.parametrize("name", ["normalised", "narrow", "narrow tanh"])
+def test_layers_of_which_every_value_is_ranked(name: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    by(how, monkeypatch)
+    narrow = {"narrow": mlp(12, 1, 3), "narrow tanh": mlp(12, 1, 3, activation="tanh")}
+    task = task_of({**narrow, **NETWORKS}[name])
+    recorder = Recorder(8, every=4, sample=4096)
+    trained(task, 9, recorder)
+    seen = describe(flow(trained(task, 9), batch=recorder.batch), sample=4096)
+    for layer in recorder.table.layer.unique():
+        for p in ("p2", "p50", "p98"):
+            mine = recorder.statistic(layer, p)[2]
+            torch.testing.assert_close(mine, seen[layer, "forward"][p].double(), rtol=1e-4, atol=1e-5)
+
+
 def first_weight(recorder: Recorder) -> tuple[str, str, str]:
     return next(iter(recorder.main)), "update_ratio", "weight"
 
@@ -175,3 +191,91 @@ def test_a_member_that_diverges_is_nan_and_the_others_are_not(
         told = recorder.statistic(*place)[-1]
         assert bool(told[0].isfinite()), place
         assert bool(told[1].isnan()), place
+
+
+@pytest.mark.parametrize("how", BY)
+def test_a_recorder_of_several_trainings_takes_new_aim(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    by(how, monkeypatch)
+    task, recorder = task_of(NETWORKS["normalised"]), Recorder(every=2)
+    first = trained(task, 5, recorder)
+    wider = train(
+        task_of(mlp(12, 40, 33, 3, batch_norm=True)),
+        "sgd",
+        seeds=4,
+        steps=13,
+        batch_size=30,
+        evaluate=None,
+        watch=recorder,
+        record=recorder.when,
+    )
+    assert recorder.steps == [1, 3, 5, 7, 9, 11, 13]
+    assert [len(losses) for losses in recorder.losses] == [3, 3, 3, 4, 4, 4, 4]
+    torch.testing.assert_close(recorder.losses[2], flow(first, batch=recorder.batch).losses)
+    torch.testing.assert_close(recorder.losses[-1], flow(wider, batch=recorder.batch).losses)
+    assert recorder.rows[-1]["0", "weight"]["update_ratio"].shape == (4,)
+    assert bool(recorder.updates["0.weight"].isfinite().all())
+
+
+class Changing(nn.Module):
+    """Calls one layer more as its weights move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(12, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        x = torch.tanh(self.a(x))
+        return self.c(self.b(x) if self.calls > 12 else x)
+
+
+def test_layers_that_come_and_go() -> None:
+    recorder = Recorder(every=2)
+    trained(task_of(Changing), 9, recorder)
+    assert len(recorder.rows) == 5
+
+
+@pytest.mark.parametrize("how", BY)
+@pytest.mark.parametrize("labels", [range(8), [7] * 16, [0] * 32])
+def test_probes_that_do_not_fit_are_told(
+    labels: list[int], how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by(how, monkeypatch)
+    with pytest.raises(LosslabError, match="mend the network, the loss or the batch"):
+        trained(task_of(mlp(12, 8, 3)), 3, Recorder((torch.randn(16, 12), torch.tensor([*labels]))))
+
+
+def test_a_sample_of_nothing_is_refused() -> None:
+    with pytest.raises(LosslabError, match="sample is 0: pass at least 1 value"):
+        Recorder(sample=0)
+    recorder = Recorder(every=2, sample=None)
+    trained(task_of(mlp(12, 8, 3)), 3, recorder)
+    assert bool(recorder.statistic("1", "p50").isfinite().all())
+
+
+def test_a_batch_of_another_kind_goes_to_the_instrument() -> None:
+    task = task_of(mlp(12, 8, 3))
+    x, y = task.train.head(16).all()
+    recorder = Recorder((x, y, y), every=2)
+    loss = lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
+    trained(task.replace(loss=loss), 3, recorder)
+    assert len(recorder.rows) == 2
+    recorder = Recorder((x[:, :5], y), every=2)
+    with pytest.raises(LosslabError, match="layer '0' raised"):
+        trained(task, 3, recorder)
+
+
+@pytest.mark.parametrize("how", BY)
+def test_what_overflows_is_not_called_constant(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    by(how, monkeypatch)
+    task = task_of(mlp(12, 8, 3))
+    x, y = task.train.head(16).all()
+    recorder, other = Recorder((1e25 * x, y), every=1), Recorder((1e25 * x, y), every=1)
+    trained(task, 1, recorder)
+    assert recorder.instrument is None
+    monkeypatch.setattr("losslab.signals.recorder.Glancer.of", lambda *_: None)
+    trained(task, 1, other)
+    told = recorder.statistic("0", "constant")
+    assert bool(told.isnan().all())
+    torch.testing.assert_close(told, other.statistic("0", "constant"), equal_nan=True)

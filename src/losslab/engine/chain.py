@@ -121,6 +121,8 @@ class Chain:
             x, y = x.expand(members, *x.shape), y.expand(members, *y.shape)
         if self.classes and (y.dim() != 2 or y.is_floating_point()):
             raise NotInTable("this form of cross_entropy")
+        if x.shape[:2] != y.shape[:2]:
+            raise NotInTable("more examples than targets, or fewer")
         return x, y
 
     def stepwise(

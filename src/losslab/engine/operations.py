@@ -95,7 +95,10 @@ def cross_entropy(z: Tensor, labels: Tensor, ignore_index: int = -100) -> tuple[
 
     Raises:
         IndexError: A label outside of the classes.
+        ValueError: Not a label an example.
     """
+    if labels.shape != z.shape[:2]:  # gathering would take what there is
+        raise ValueError(f"{labels.shape[1]} labels of {z.shape[1]} examples")
     log_p = torch.log_softmax(z.transpose(1, 2).contiguous(), 1)
     share: Tensor | float = 1 / labels.shape[1]
     try:

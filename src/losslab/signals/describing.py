@@ -236,7 +236,7 @@ def _single_forward(mean: Tensor, variance: Tensor, flat: Tensor, silent: Tensor
 @lru_cache(maxsize=16)
 def _percentiles(which: tuple[float, ...]) -> Finish:
     def finish(values: Tensor) -> Statistics:
-        columns = ranked(values, which, ours=True).unbind(-1)
+        columns = ranked(values, which).unbind(-1)
         return {f"p{p:g}": column for p, column in zip(which, columns, strict=True)}
 
     return finish
@@ -249,11 +249,12 @@ def _backward(mean: Tensor, variance: Tensor) -> Statistics:
 def _glanced(told: Tensor, relu: bool = False) -> Statistics:
     mean, variance, within, flat, silent = told.unbind(2)
     neither, gone = torch.full_like(mean, torch.nan), mean.isnan()
+    overflown = ~(variance + mean.square()).isfinite()  # what is rounding beside that, nobody knows
     return {
         "mean": mean,
         "std": variance.sqrt(),
         "unit_std": within.sqrt(),
-        "constant": flat.masked_fill(gone, torch.nan),
+        "constant": flat.masked_fill(overflown, torch.nan),
         "saturated": neither,
         "dead": silent.masked_fill(gone, torch.nan) if relu else neither,
     }

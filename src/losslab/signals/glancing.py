@@ -17,7 +17,6 @@ from losslab.engine.chain import Chain
 from losslab.engine.compiled import machine_code
 from losslab.engine.glance import Glance, Glances
 from losslab.engine.points import Stack
-from losslab.engine.stacked import NotInTable
 from losslab.engine.template import Template
 from losslab.signals.capture import Layer, Watch
 from losslab.signals.describing import (
@@ -89,6 +88,7 @@ class Glancer:
 
         Raises:
             LosslabError: A layer that the network does not have.
+            NotInTable: A batch of a kind that the chain has no kernels for.
         """
         if population.execution is None or population.execution.backend.name != "tape":
             return None
@@ -101,10 +101,7 @@ class Glancer:
         # No gradient reaches what is before weights; a network that is one layer has no name for it.
         if not reported or "" in chain.called or {*chain.called[:first]} & {*reported}:
             return None
-        try:
-            x, y = chain.stacked(weights, batch, private=False)
-        except NotInTable:
-            return None
+        x, y = chain.stacked(weights, batch, private=False)
         counts = {name: weights[weight][0].numel() for name, weight in main_weights(reported, weights)}
         machine = None
         if chain.compiled is not None and machine_code() is not None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from losslab.engine import Population
 from losslab.engine.points import Stack
-from losslab.engine.stacked import NotInTable
 from losslab.errors import LosslabError
 from losslab.signals.describing import Part, Place, finished, main_weights, measured, update_parts
 from losslab.signals.flows import Instrument, examples_of, keys_of, placed
@@ -45,7 +45,7 @@ class Recorder:
         training: Whether the network is looked at in training mode.
         gradients: Whether to look at gradients too, which is most of the cost.
         percentiles: Which to keep.
-        sample: Values of a layer that percentiles are taken of, a member.
+        sample: Values of a layer that percentiles are taken of, a member; None for all.
 
     Example:
         >>> from losslab import train
@@ -66,10 +66,12 @@ class Recorder:
         training: bool = True,
         gradients: bool = True,
         percentiles: Sequence[float] = PERCENTILES,
-        sample: int = 256,
+        sample: int | None = 256,
     ) -> None:
         if every < 1:
             raise LosslabError(f"every is {every}: pass at least 1 step")
+        if sample is not None and sample < 1:
+            raise LosslabError(f"sample is {sample}: pass at least 1 value, or None for all")
         self.probe, self.every, self.layers = probe, every, layers
         self.training, self.gradients = training, gradients
         self.percentiles, self.sample = as_percentiles(percentiles), sample
@@ -84,6 +86,7 @@ class Recorder:
         self.held = 0
         self.keys = torch.empty(0, dtype=torch.int64)
         self.before: tuple[int, Stack] | None = None
+        self.aim: tuple[Any, ...] = ()
 
     def when(self, step: int) -> bool:
         """For ``record=``: the steps of the looks, and those just before."""
@@ -93,25 +96,28 @@ class Recorder:
         """One look, if it is time for one."""
         step = population.step
         waited = step - self.steps[-1] if self.steps else self.every
-        if waited >= self.every:
+        looks, remembers = waited >= self.every, waited >= self.every - 1 or self.every == 1
+        if (looks or remembers) and self.aim != _aim(population):
+            self._begin(population)
+        if looks:
             self._look(population)
-        if waited >= self.every - 1 or self.every == 1:
+        if remembers:
             self._remember(population)
 
     def _remember(self, population: Population) -> None:
         weights = {name: population.points.weights[name] for name in self.main.values()}
-        if self.before is None:
-            self.before = population.step, {name: w.clone() for name, w in weights.items()}
-        elif weights:  # where the earlier ones were
-            torch._foreach_copy_([*self.before[1].values()], [*weights.values()])
-            self.before = population.step, self.before[1]
+        held = {} if self.before is None else self.before[1]
+        if {n: w.shape for n, w in held.items()} == {n: w.shape for n, w in weights.items()}:
+            for name, weight in weights.items():  # where the earlier ones were
+                held[name].copy_(weight)
+        else:
+            held = {name: weight.clone() for name, weight in weights.items()}
+        self.before = population.step, held
 
     def _look(self, population: Population) -> None:
         span, earlier = 0, {}
         if self.before is not None:
             span, earlier = population.step - self.before[0], self.before[1]
-        if not self.steps:
-            self._begin(population)
         losses, look = self._seen(population, earlier, span)
         self.steps.append(population.step)
         self.losses.append(losses)
@@ -122,22 +128,27 @@ class Recorder:
             self._finish()
 
     def _begin(self, population: Population) -> None:
+        """Takes aim at a population: at the first look, and where another one is given."""
+        self._finish()
+        self.aim, self.before, self.instrument, self.glancer = _aim(population), None, None, None
         given = examples_of(population.task, self.probe) if isinstance(self.probe, int) else self.probe
         self.batch = placed(given.all() if isinstance(given, Data) else given, population)
         self.keys = keys_of(population)
-        if self.training and self.gradients:
-            rest = (self.layers, self.batch, self.percentiles, self.sample)
-            self.glancer = Glancer.of(population, *rest)
+        if not (self.training and self.gradients):
+            return
+        with trying():
+            at = (self.layers, self.batch, self.percentiles, self.sample)
+            self.glancer = Glancer.of(population, *at)
         if self.glancer is not None:
             self.main = dict(main_weights(self.glancer.layers, population.points.weights))
 
     def _seen(self, population: Population, earlier: Stack, span: int) -> tuple[Tensor, list[Part] | Glanced]:
         """Losses and a look: at a chain where the networks are one, else by the instrument for any."""
         if self.glancer is not None:
-            try:
+            with trying():
                 return self.glancer(population.points, earlier, span)
-            except NotInTable:
-                self.glancer = None
+            self._finish()
+            self.glancer = None
         if self.instrument is None:
             self.instrument = Instrument.of(population, self.layers)
         keys = keys_of(population) if self.instrument.drawing else self.keys
@@ -145,9 +156,8 @@ class Recorder:
         self.main = dict(main_weights(seen.layers, seen.points.weights))
         parts = measured(seen, self.percentiles, self.sample, backward_percentiles=False)
         if earlier:
-            parts += update_parts(
-                seen.layers, update_ratio(earlier, population.points.weights, span, ours=True)
-            )
+            ratios = update_ratio(earlier, population.points.weights, span, ours=True)
+            parts += update_parts(seen.layers, ratios)
         return seen.losses, parts
 
     def _finish(self) -> None:
@@ -163,7 +173,8 @@ class Recorder:
         """The last look's update-to-weight ratios, weight -> ``[N]``."""
         last = self.rows[-1] if self.steps else {}
         told = {w: last.get((layer, "weight"), {}) for layer, w in self.main.items()}
-        return {w: row["update_ratio"] for w, row in told.items() if "update_ratio" in row}
+        ratios = {w: row["update_ratio"] for w, row in told.items() if "update_ratio" in row}
+        return {w: ratio for w, ratio in ratios.items() if not bool(ratio.isnan().all())}
 
     @property
     def rows(self) -> list[dict[Place, Statistics]]:
@@ -204,3 +215,20 @@ class Recorder:
                 place = {"step": step, "layer": layer, "direction": direction, "member": members}
                 frames.append(pd.DataFrame({**place, **columns}))
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _aim(population: Population) -> tuple[Any, ...]:
+    """What a recorder's instruments are made for."""
+    shapes = tuple((name, tensor.shape) for name, tensor in population.points.items())
+    return population.template, shapes, population.plan.dtype, population.plan.device
+
+
+@contextmanager
+def trying() -> Iterator[None]:
+    """What a chain does not take is left to the instrument for any network, which tells what is wrong."""
+    try:
+        yield
+    except LosslabError:
+        raise
+    except Exception:
+        pass

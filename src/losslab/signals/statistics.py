@@ -128,15 +128,15 @@ def as_percentiles(which: Sequence[float]) -> tuple[float, ...]:
 
 
 def drawn(values: Tensor, sample: int | None, seed: int) -> Tensor:
-    """At most ``sample`` values a member, at the same places of each, ``[N, S]``."""
+    """At most ``sample`` values a member, at the same places of each, ``[N, S]``: a copy."""
     if sample is None or values[0].numel() <= sample:
-        return values.reshape(len(values), -1)
+        return values.reshape(len(values), -1).clone()
     return _sampled(values, sample, seed)
 
 
-def ranked(values: Tensor, which: tuple[float, ...], ours: bool = False) -> Tensor:
-    """Percentiles of the last axis: ``[..., S]`` -> ``[..., len(which)]``; ``ours`` are sorted in place."""
-    ordered = sort_rows(values.reshape(-1, values.shape[-1]), ours).view(values.shape)
+def ranked(values: Tensor, which: tuple[float, ...]) -> Tensor:
+    """Percentiles of the last axis: ``[..., S]`` -> ``[..., len(which)]``; they may be sorted in place."""
+    ordered = sort_rows(values.reshape(-1, values.shape[-1]), ours=True).view(values.shape)
     low, high, share = (t.to(values.device) for t in _ranks(values.shape[-1], which))
     below = ordered[..., low]
     found = below + share.to(values.dtype) * (ordered[..., high] - below)
