@@ -232,7 +232,9 @@ class Changing(nn.Module):
 
 def test_layers_that_come_and_go() -> None:
     recorder = Recorder(every=2)
-    trained(task_of(Changing), 9, recorder)
+    trained(task_of(mlp(12, 8, 3)), 1, recorder)
+    trained(task_of(Changing), 10, recorder)  # remembers weights before it has looked at any
+    assert recorder.steps == [1, 3, 5, 7, 9]
     assert len(recorder.rows) == 5
 
 

@@ -130,7 +130,8 @@ class Recorder:
     def _begin(self, population: Population) -> None:
         """Takes aim at a population: at the first look, and where another one is given."""
         self._finish()
-        self.aim, self.before, self.instrument, self.glancer = _aim(population), None, None, None
+        self.aim, self.before, self.main = _aim(population), None, {}
+        self.instrument = self.glancer = None
         given = examples_of(population.task, self.probe) if isinstance(self.probe, int) else self.probe
         self.batch = placed(given.all() if isinstance(given, Data) else given, population)
         self.keys = keys_of(population)
