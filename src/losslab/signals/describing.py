@@ -137,20 +137,20 @@ def weight_parts(
     return parts
 
 
-def glanced(name: str, values: Tensor, sample: Tensor, which: tuple[float, ...], relu: bool) -> list[Part]:
+def glanced(name: str, values: Tensor, ranks: Tensor, which: tuple[float, ...], relu: bool) -> list[Part]:
     """The parts of a layer's values from what `losslab.engine.glance` told of it.
 
     Args:
         name: The layer.
         values: ``[N, 2, 5]``.
-        sample: ``[N, S]``.
+        ranks: Its percentiles, ``[N, P]``.
         which: Percentiles.
         relu: Whether it is a ReLU.
     """
     output, back = values.unbind(1)
     return [
         Part((name, "forward"), _glanced_relu if relu else _glanced, (output,)),
-        Part((name, "forward"), _percentiles(which), (sample,)),
+        Part((name, "forward"), _ranks(which), (ranks,)),
         Part((name, "backward"), _backward, (back[:, 0], back[:, 1])),
     ]
 
@@ -235,11 +235,12 @@ def _single_forward(mean: Tensor, variance: Tensor, flat: Tensor, silent: Tensor
 
 @lru_cache(maxsize=16)
 def _percentiles(which: tuple[float, ...]) -> Finish:
-    def finish(values: Tensor) -> Statistics:
-        columns = ranked(values, which).unbind(-1)
-        return {f"p{p:g}": column for p, column in zip(which, columns, strict=True)}
+    return lambda values: _ranks(which)(ranked(values, which))
 
-    return finish
+
+@lru_cache(maxsize=16)
+def _ranks(which: tuple[float, ...]) -> Finish:
+    return lambda ranks: {f"p{p:g}": column for p, column in zip(which, ranks.unbind(-1), strict=True)}
 
 
 def _backward(mean: Tensor, variance: Tensor) -> Statistics:

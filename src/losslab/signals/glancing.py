@@ -15,7 +15,7 @@ from torch import Tensor
 from losslab.engine import Points, Population
 from losslab.engine.chain import Chain
 from losslab.engine.compiled import machine_code
-from losslab.engine.glance import Glance, Glances
+from losslab.engine.glance import Glances
 from losslab.engine.points import Stack
 from losslab.engine.template import Template
 from losslab.signals.capture import Layer, Watch
@@ -31,7 +31,7 @@ from losslab.signals.describing import (
     update_parts,
     weight_parts,
 )
-from losslab.signals.statistics import Statistics, chosen, flat_part, update_ratio
+from losslab.signals.statistics import Statistics, chosen, flat_part, ranked, update_ratio
 from losslab.tasks import Batch
 
 RELU = 2
@@ -43,11 +43,11 @@ class Glanced:
     """A look by machine code whose statistics are still to be made.
 
     Attributes:
-        told: What machine code told.
+        told: Of each block the moments of its parts, their percentiles ``[N, 3, P]``, the sizes of weights.
         steps: Steps since the earlier weights; 0 where there were none.
     """
 
-    told: Glance
+    told: tuple[tuple[Tensor, ...], ...]
     steps: int
 
 
@@ -122,7 +122,8 @@ class Glancer:
         """
         told = None if self.machine is None else self.machine(points.weights, earlier)
         if told is not None:
-            return told.losses, Glanced(told, steps if earlier else 0)
+            ranks = tuple(ranked(sample, self.which) for sample in told.samples)
+            return told.losses, Glanced((told.values, ranks, told.sizes), steps if earlier else 0)
         buffers = {name: buffer.clone() for name, buffer in points.buffers.items()}  # they stay as they are
         return self._by_operations(points.weights, buffers, earlier, steps)
 
@@ -152,12 +153,11 @@ class Glancer:
 
     def finished(self, looks: Sequence[Glanced]) -> list[dict[Place, Statistics]]:
         """The statistics of some looks: what is alike in all of them is done for all at once."""
-        seen = [(look.told.values, look.told.samples, look.told.sizes) for look in looks]
-        columns = zip(*seen, strict=True)
-        values, samples, sizes = ([torch.cat(row) for row in zip(*column, strict=True)] for column in columns)
+        columns = zip(*(look.told for look in looks), strict=True)
+        values, ranks, sizes = ([torch.cat(row) for row in zip(*column, strict=True)] for column in columns)
         members = len(self.x)
         steps = torch.tensor([look.steps for look in looks]).repeat_interleave(members)
-        (rows,) = finished([self._parts(values, samples, sizes, steps)])
+        (rows,) = finished([self._parts(values, ranks, sizes, steps)])
         found: list[dict[Place, Statistics]] = [{} for _ in looks]
         for place, told in rows.items():
             each = {name: column.view(len(looks), members).unbind(0) for name, column in told.items()}
@@ -166,7 +166,7 @@ class Glancer:
         return found
 
     def _parts(
-        self, values: list[Tensor], samples: list[Tensor], sizes: list[Tensor], steps: Tensor
+        self, values: list[Tensor], ranks: list[Tensor], sizes: list[Tensor], steps: Tensor
     ) -> list[Part]:
         assert self.chain.compiled is not None
         blocks = self.chain.compiled.blocks
@@ -174,7 +174,7 @@ class Glancer:
         parts: list[Part] = []
         for name in self.layers:
             k, p = where[name]
-            parts += glanced(name, values[k][:, p], samples[k][:, p], self.which, p == RELU)
+            parts += glanced(name, values[k][:, p], ranks[k][:, p], self.which, p == RELU)
         for name, count in self.counts.items():
             k, p = where[name]
             parts += glanced_weight(name, sizes[k][:, p], count, steps)
@@ -184,6 +184,5 @@ class Glancer:
 def held_by(look: Glanced | Sequence[Part]) -> int:
     """Bytes that wait for their statistics."""
     if isinstance(look, Glanced):
-        told = look.told
-        return sum(t.nbytes for t in (*told.values, *told.samples, *told.sizes))
+        return sum(t.nbytes for column in look.told for t in column)
     return sum(t.untyped_storage().nbytes() for part in look for t in part.columns)
