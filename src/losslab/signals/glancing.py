@@ -122,7 +122,7 @@ class Glancer:
         """
         told = None if self.machine is None else self.machine(points.weights, earlier)
         if told is not None:
-            ranks = tuple(ranked(sample, self.which) for sample in told.samples)
+            ranks = _ranked_together(told.samples, self.which)
             return told.losses, Glanced((told.values, ranks, told.sizes), steps if earlier else 0)
         buffers = {name: buffer.clone() for name, buffer in points.buffers.items()}  # they stay as they are
         return self._by_operations(points.weights, buffers, earlier, steps)
@@ -179,6 +179,13 @@ class Glancer:
             k, p = where[name]
             parts += glanced_weight(name, sizes[k][:, p], count, steps)
         return parts
+
+
+def _ranked_together(samples: Sequence[Tensor], which: tuple[float, ...]) -> tuple[Tensor, ...]:
+    """Percentiles of each; where all have the same shape, in one go."""
+    if len({sample.shape for sample in samples}) == 1:
+        return ranked(torch.stack([*samples]), which).unbind(0)
+    return tuple(ranked(sample, which) for sample in samples)
 
 
 def held_by(look: Glanced | Sequence[Part]) -> int:
