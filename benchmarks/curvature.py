@@ -323,7 +323,7 @@ class PowerIteration:
 
     The residual of an iterate costs nothing once its product is there. PyHessian does not look at it, but at
     how much the value moved; so that its tolerance is not to blame, `needed` counts for each eigenpair only
-    the time until its residual first was `ACCURACY`.
+    the time until its residual was `ACCURACY` and stayed there.
     """
 
     def __init__(self, limit: float) -> None:
@@ -370,7 +370,7 @@ class PowerIteration:
         return {pair: rough.get(pair, first[pair]) for pair, k in last.items() if k > rough.get(pair, -1)}
 
     def accurate(self) -> int:
-        """Pairs that were accurate at some time."""
+        """Pairs that have become accurate."""
         return len(self._reached())
 
     def needed(self) -> float:

@@ -12,7 +12,7 @@ from losslab import train
 from losslab.engine import Population, compiled
 from losslab.errors import LosslabError
 from losslab.rules import SGD
-from losslab.signals import Recorder, describe, flow, glancing, update_ratio
+from losslab.signals import Recorder, describe, flow, update_ratio
 from losslab.signals.glancing import Glanced
 from losslab.tasks import Task, mlp, supervised
 
@@ -52,8 +52,7 @@ def trained(task: Task, steps: int, watch: Recorder | None = None) -> Population
 
 def by(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if how == "operations":
-        for place in (compiled, glancing):
-            monkeypatch.setattr(place, "machine_code", lambda: None)
+        monkeypatch.setattr(compiled, "machine_code", lambda: None)
 
 
 def compare(recorder: Recorder, k: int, there: Population, before: Population) -> None:

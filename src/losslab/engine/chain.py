@@ -87,7 +87,7 @@ class Chain:
         classes = loss.criterion is F.cross_entropy
         blocks = _blocks(template, names) if classes else None
         flat = any(isinstance(layer, nn.Flatten) for layer in layers(template.module))
-        compiled = Compiled(blocks, flat) if blocks else None
+        compiled = Compiled.of(blocks, flat)
         known = {id(module): name for name, module in template.module.named_modules()}
         called = tuple(known[id(layer)] for layer in layers(template.module))
         return cls(tuple(steps), LOSSES[loss.criterion], classes, called, compiled)

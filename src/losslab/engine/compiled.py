@@ -92,6 +92,11 @@ class Compiled:
         numbers = [number for block in blocks for number in (block.momentum, block.eps)]
         self.numbers = torch.tensor(numbers, dtype=torch.float64)
 
+    @classmethod
+    def of(cls, blocks: tuple[Block, ...] | None, flat: bool) -> Compiled | None:
+        """For a chain; None where it is not one of such blocks, or there is no machine code to be had."""
+        return cls(blocks, flat) if blocks and machine_code() is not None else None
+
     def __call__(self, weights: Stack, buffers: Stack, x: Tensor, y: Tensor) -> tuple[Tensor, Stack] | None:
         """Losses ``[N]`` and gradients; None where these tensors are not for it, or a label is no class.
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from losslab.engine import Points, Population
 from losslab.engine.chain import Chain
-from losslab.engine.compiled import machine_code
 from losslab.engine.glance import Glances
 from losslab.engine.points import Stack
 from losslab.engine.template import Template
@@ -104,7 +103,7 @@ class Glancer:
         x, y = chain.stacked(weights, batch, private=False)
         counts = {name: weights[weight][0].numel() for name, weight in main_weights(reported, weights)}
         machine = None
-        if chain.compiled is not None and machine_code() is not None:
+        if chain.compiled is not None:
             at = (chain.compiled, weights, population.points.buffers, x, y)
             machine = Glances(*at, lambda count: chosen(count, sample))
         return cls(chain, machine, reported, counts, x, y, which, sample)

@@ -137,7 +137,7 @@ class Recorder:
         self.keys = keys_of(population)
         if not (self.training and self.gradients):
             return
-        with trying():
+        with _trying():
             at = (self.layers, self.batch, self.percentiles, self.sample)
             self.glancer = Glancer.of(population, *at)
         if self.glancer is not None:
@@ -146,7 +146,7 @@ class Recorder:
     def _seen(self, population: Population, earlier: Stack, span: int) -> tuple[Tensor, list[Part] | Glanced]:
         """Losses and a look: at a chain where the networks are one, else by the instrument for any."""
         if self.glancer is not None:
-            with trying():
+            with _trying():
                 return self.glancer(population.points, earlier, span)
             self._finish()
             self.glancer = None
@@ -225,7 +225,7 @@ def _aim(population: Population) -> tuple[Any, ...]:
 
 
 @contextmanager
-def trying() -> Iterator[None]:
+def _trying() -> Iterator[None]:
     """What a chain does not take is left to the instrument for any network, which tells what is wrong."""
     try:
         yield
